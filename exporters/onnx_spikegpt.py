@@ -1,0 +1,332 @@
+"""The SpikeGPT graph: tokens and state in, logits (or pooled features) and state out, any number of tokens.
+
+Everything is time-major [T, B, C]. Matrices run over all tokens at once, the recurrences are Scan nodes whose
+bodies hold the operations of the torch model in the same order. State is one tensor [7 L, B, C] (per layer
+att_x, ffn_x, a, b, p, v1, v2); a state tensor keeps its leading 1 inside the bodies, so that no squeezing is
+needed around them. Packed matrices are MatMulNBits; the embedding is packed in planes and unpacked after the
+lookup, with operators that every ONNX Runtime since 1.18 has. Opset 21 and IR 10 load from 1.18 on; the
+widths set the real minimum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qslm_edge.exporters.onnx_graph import MICROSOFT, Graph, ShapeLike, WeightFile, float_value
+from qslm_edge.quantize.levels import Setting
+from qslm_edge.quantize.packed import PackedMatrix
+from qslm_edge.quantize.weights import WeightStore
+
+__all__ = ["SpikeGPTGraph"]
+
+Float = NDArray[np.float32]
+N_STATE = 7
+EPSILON = 1e-5
+
+
+class SpikeGPTGraph:
+    """Builds the graph of one model under one setting.
+
+    Args:
+        store: the model's matrices at any level.
+        setting: a level for every module.
+        weights: external data file.
+        taps: also give every matrix's input and output, every spike tensor and the normed input and output
+            streams as graph outputs, for parity checks.
+    """
+
+    def __init__(self, store: WeightStore, setting: Setting, weights: WeightFile, taps: bool = False) -> None:
+        self.store, self.setting, self.taps = store, setting, taps
+        self.config = store.model.config
+        self.graph = Graph(weights)
+        self.tapped: list[onnx.ValueInfoProto] = []
+
+    def build(self, opset: int, ir_version: int, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The whole model."""
+        g, c, layers = self.graph, self.config.n_embd, self.config.n_layer
+        is_lm = self.store.hierarchy.head == "lm"
+        n_state = N_STATE * layers
+        tokens = onnx.helper.make_tensor_value_info(
+            "tokens", onnx.TensorProto.INT64, ["T", "B"], "token ids, time-major"
+        )
+        state = float_value("state", [n_state, "B", c])
+        state.doc_string = (
+            "recurrent state: per layer att_x, ffn_x, a, b, p, v1, v2; p starts at -1e38, the rest at 0"
+        )
+        parts = g.node(
+            "Split",
+            ["state"],
+            [f"state.{i}" for i in range(n_state)],
+            name="state.split",
+            axis=0,
+            num_outputs=n_state,
+        )
+
+        x = self._norm(self._embedding("tokens"), "blocks.0.ln0")
+        self._tap(x, ["T", "B", c])
+        spikes: str | None = None
+        after: list[str] = []
+        for layer in range(layers):
+            x, spikes, new = self._block(layer, x, spikes, parts[layer * N_STATE : (layer + 1) * N_STATE])
+            after += new
+        g.node("Concat", after, ["state_out"], name="state.concat", axis=0)
+        state_out = float_value("state_out", [n_state, "B", c])
+        if spikes is None:
+            raise ValueError("a SpikeGPT has at least one block")
+        if is_lm:
+            inputs, outputs = self._language_model(x, spikes)
+        else:
+            inputs, outputs = self._classifier(x, spikes)
+        return g.model(
+            "spikegpt",
+            [tokens, state, *inputs],
+            [*outputs, state_out, *self.tapped],
+            opset=opset,
+            ir_version=ir_version,
+            metadata=metadata,
+        )
+
+    # ---- input and output blocks
+
+    def _embedding(self, tokens: str) -> str:
+        g, packed = self.graph, self.store.packed("emb", self.setting["emb"])
+        c = self.config.n_embd
+        rows = g.one("Gather", [g.weight("emb", packed.data), tokens], name="emb.rows", axis=0)
+        bits = packed.level.bits
+        if packed.level.is_float:
+            if bits == 16:
+                rows = g.one("Cast", [rows], name="emb.float", to=onnx.TensorProto.FLOAT)
+            if self.config.embedding == "binary":
+                at_least = g.one("GreaterOrEqual", [rows, g.constant(0.0, np.float32)], name="emb.sign")
+                rows = g.one("Cast", [at_least], name="emb.spikes", to=onnx.TensorProto.FLOAT)
+            return rows
+        if bits < 8:
+            shifts = g.constant(np.arange(0, 8, bits).reshape(-1, 1), np.uint8)
+            planes = g.one("Unsqueeze", [rows, g.constant([-2])], name="emb.unsqueeze")
+            shifted = g.one("BitShift", [planes, shifts], name="emb.shift", direction="RIGHT")
+            rows = g.one("BitwiseAnd", [shifted, g.constant(2**bits - 1, np.uint8)], name="emb.mask")
+        codes = g.one("Cast", [rows], name="emb.codes", to=onnx.TensorProto.FLOAT)
+        if bits == 1:
+            return g.one("Reshape", [codes, g.constant([0, 0, c])], name="emb.bits")
+        if packed.scales is None or packed.zeros is None:
+            raise ValueError("a packed embedding has scales and zero points")
+        scales, zeros = g.weight("emb.scales", packed.scales), g.weight("emb.zeros", packed.zeros)
+        groups = packed.scales.shape[1]
+        codes = g.one("Reshape", [codes, g.constant([0, 0, groups, c // groups])], name="emb.groups")
+        zero_rows = g.one(
+            "Cast", [g.one("Gather", [zeros, tokens], name="emb.zero_rows")], name="emb.zero_float", to=1
+        )
+        zero = g.one("Unsqueeze", [zero_rows, g.constant([-1])], name="emb.zero")
+        scale = g.one(
+            "Unsqueeze",
+            [g.one("Gather", [scales, tokens], name="emb.scale_rows"), g.constant([-1])],
+            name="emb.scale",
+        )
+        values = g.one("Mul", [g.one("Sub", [codes, zero], name="emb.centred"), scale], name="emb.values")
+        return g.one("Reshape", [values, g.constant([0, 0, c])], name="emb.out")
+
+    def _language_model(
+        self, x: str, spikes: str
+    ) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+        g = self.graph
+        last = onnx.helper.make_tensor_value_info(
+            "last", onnx.TensorProto.INT64, [1], "logits are computed for this many last tokens (at least 1)"
+        )
+        start, end, axis = g.one("Neg", ["last"], name="last.start"), g.constant([2**63 - 1]), g.constant([0])
+        x = g.one("Slice", [x, start, end, axis], name="last.x")
+        spikes = g.one("Slice", [spikes, start, end, axis], name="last.spikes")
+        features, _ = self._skip_norm(x, spikes, "ln_out", residual=False)
+        self._tap("ln_out", ["t", "B", self.config.n_embd])
+        logits = self._linear("head", features, "logits")
+        return [last], [float_value(logits, ["t", "B", self.config.vocab_size])]
+
+    def _classifier(self, x: str, spikes: str) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+        g = self.graph
+        mask = float_value("mask", ["T", "B"])
+        mask.doc_string = "1 on real tokens, 0 on padding (at the end)"
+        features, _ = self._skip_norm(x, spikes, "ln_out", residual=False)
+        self._tap("ln_out", ["T", "B", self.config.n_embd])
+        weight = g.one("Unsqueeze", ["mask", g.constant([-1])], name="mask.column")
+        masked = g.one("Mul", [features, weight], name="pooled.masked")
+        g.node("ReduceSum", [masked, g.constant([0])], ["pooled"], name="pooled.sum", keepdims=0)
+        g.node("ReduceSum", ["mask", g.constant([0])], ["n_tokens"], name="n_tokens.sum", keepdims=0)
+        return [mask], [float_value("pooled", ["B", self.config.n_embd]), float_value("n_tokens", ["B"])]
+
+    # ---- one attention block
+
+    def _block(self, layer: int, x: str, spikes: str | None, state: list[str]) -> tuple[str, str, list[str]]:
+        """Residual stream, the spikes still to be added to it, and the new state tensors of this layer."""
+        g = self.graph
+        att, ffn = f"blocks.{layer}.att", f"blocks.{layer}.ffn"
+        att_x, ffn_x, a, b, p, v1, v2 = state
+        if spikes is None:
+            h = self._norm(x, f"blocks.{layer}.ln1")
+        else:
+            h, x = self._skip_norm(x, spikes, f"blocks.{layer}.ln1")
+        (xk, xv, xr), att_x = self._mixed(att, h, att_x, "kvr")
+        key, value = self._linear(f"{att}.key", xk), self._linear(f"{att}.value", xv)
+        gate = g.one("Sigmoid", [self._linear(f"{att}.receptance", xr)], name=f"{att}.gate")
+        y, a, b, p = self._wkv(att, key, value, a, b, p)
+        gated = g.one("Mul", [gate, y], name=f"{att}.gated")
+        spikes, v1 = self._lif(att, self._linear(f"{att}.output", gated), v1)
+
+        h, x = self._skip_norm(x, spikes, f"blocks.{layer}.ln2")
+        (xk, xr), ffn_x = self._mixed(ffn, h, ffn_x, "kr")
+        hidden = g.one("Relu", [self._linear(f"{ffn}.key", xk)], name=f"{ffn}.relu")
+        squared = g.one("Mul", [hidden, hidden], name=f"{ffn}.squared")
+        gate = g.one("Sigmoid", [self._linear(f"{ffn}.receptance", xr)], name=f"{ffn}.gate")
+        current = g.one("Mul", [gate, self._linear(f"{ffn}.value", squared)], name=f"{ffn}.gated")
+        spikes, v2 = self._lif(ffn, current, v2)
+        return x, spikes, [att_x, ffn_x, a, b, p, v1, v2]
+
+    def _mixed(self, part: str, h: str, last: str, kinds: str) -> tuple[list[str], str]:
+        """h*m + hp*(1-m) for all mixes at once, and the last token of h for the state."""
+        g = self.graph
+        vectors = [self._vector(f"{part}.time_mix_{kind}") for kind in kinds]
+        mix = np.stack(vectors).reshape(len(kinds), 1, 1, -1)
+        zero, end, axis = g.constant([0]), g.constant([-1]), g.constant([0])
+        earlier = g.one("Slice", [h, zero, end, axis], name=f"{part}.earlier")
+        previous = g.one("Concat", [last, earlier], name=f"{part}.previous", axis=0)
+        mix_name = g.weight(f"{part}.mix", mix)
+        now = g.one("Mul", [h, mix_name], name=f"{part}.now")
+        # 1 - m is folded when the model loads: a few kilobytes that the file need not hold twice
+        rest = g.one("Sub", [g.constant(1.0, np.float32), mix_name], name=f"{part}.unmix")
+        before = g.one("Mul", [previous, rest], name=f"{part}.before")
+        mixed = g.one("Add", [now, before], name=f"{part}.mixed")
+        names = [f"{part}.x{kind}" for kind in kinds]
+        split = g.node(
+            "Split", [mixed], [f"{n}.4d" for n in names], name=f"{part}.split", axis=0, num_outputs=len(kinds)
+        )
+        flat = [g.one("Squeeze", [s, g.constant([0])], name=n) for s, n in zip(split, names, strict=True)]
+        kept = g.one("Slice", [h, end, g.constant([2**63 - 1]), axis], name=f"{part}.last")
+        return flat, kept
+
+    def _wkv(self, part: str, k: str, v: str, a: str, b: str, p: str) -> tuple[str, str, str, str]:
+        g, c = self.graph, self.config.n_embd
+        first = g.weight(f"{part}.time_first", self._vector(f"{part}.time_first"))
+        decay = g.weight(f"{part}.decay", -np.exp(self._vector(f"{part}.time_decay")))
+        uk = g.one("Add", [k, first], name=f"{part}.uk")
+        body = Graph(g.weights, f"{part}.wkv/")
+        n = body.prefix
+
+        def add(op: str, *inputs: str) -> str:
+            return body.one(op, inputs)
+
+        q = add("Max", f"{n}p", f"{n}uk")
+        e1, e2 = add("Exp", add("Sub", f"{n}p", q)), add("Exp", add("Sub", f"{n}uk", q))
+        numerator = add("Add", add("Mul", e1, f"{n}a"), add("Mul", e2, f"{n}v"))
+        denominator = add("Add", add("Mul", e1, f"{n}b"), e2)
+        body.node("Div", [numerator, denominator], [f"{n}y"])
+        pw = add("Add", f"{n}p", decay)
+        body.node("Max", [pw, f"{n}k"], [f"{n}p_out"])
+        f1, f2 = add("Exp", add("Sub", pw, f"{n}p_out")), add("Exp", add("Sub", f"{n}k", f"{n}p_out"))
+        body.node("Add", [add("Mul", f1, f"{n}a"), add("Mul", f2, f"{n}v")], [f"{n}a_out"])
+        body.node("Add", [add("Mul", f1, f"{n}b"), f2], [f"{n}b_out"])
+        row: ShapeLike = [1, "B", c]
+        step: ShapeLike = ["B", c]
+        graph = body.subgraph(
+            f"{part}.wkv",
+            [float_value(f"{n}{s}", row) for s in "abp"]
+            + [float_value(f"{n}{s}", step) for s in ("uk", "k", "v")],
+            [float_value(f"{n}{s}_out", row) for s in "abp"] + [float_value(f"{n}y", row)],
+        )
+        out = g.node("Scan", [a, b, p, uk, k, v], 4, name=f"{part}.wkv", body=graph, num_scan_inputs=3)
+        y = g.one("Squeeze", [out[3], g.constant([1])], name=f"{part}.y")
+        return y, out[0], out[1], out[2]
+
+    def _lif(self, part: str, x: str, v: str) -> tuple[str, str]:
+        g, c = self.graph, self.config.n_embd
+        body = Graph(g.weights, f"{part}.lif/")
+        n = body.prefix
+        half, one, zero = (body.constant(value, np.float32) for value in (0.5, 1.0, 0.0))
+        difference = body.one("Sub", [f"{n}x", f"{n}v"])
+        membrane = body.one("Add", [body.one("Mul", [difference, half]), f"{n}v"])
+        fired = body.one("GreaterOrEqual", [membrane, one])
+        body.node("Where", [fired, zero, membrane], [f"{n}v_out"])
+        body.node("Cast", [fired], [f"{n}s"], to=onnx.TensorProto.FLOAT)
+        row: ShapeLike = [1, "B", c]
+        step: ShapeLike = ["B", c]
+        graph = body.subgraph(
+            f"{part}.lif",
+            [float_value(f"{n}v", row), float_value(f"{n}x", step)],
+            [float_value(f"{n}v_out", row), float_value(f"{n}s", row)],
+        )
+        out = g.node("Scan", [v, x], 2, name=f"{part}.lif", body=graph, num_scan_inputs=1)
+        spikes = g.one("Squeeze", [out[1], g.constant([1])], name=f"{part}.spikes")
+        self._tap(spikes, ["T", "B", c])
+        return spikes, out[0]
+
+    # ---- pieces
+
+    def _vector(self, key: str) -> Float:
+        return np.asarray(self.store.model.tensors[key].detach().cpu().numpy(), np.float32).reshape(-1)
+
+    def _norm_inputs(self, name: str) -> list[str]:
+        return [
+            self.graph.weight(f"{name}.{part}", self._vector(f"{name}.{part}")) for part in ("weight", "bias")
+        ]
+
+    def _norm(self, x: str, name: str) -> str:
+        return self.graph.one(
+            "LayerNormalization", [x, *self._norm_inputs(name)], name=name, axis=-1, epsilon=EPSILON
+        )
+
+    def _skip_norm(self, x: str, spikes: str, name: str, residual: bool = True) -> tuple[str, str]:
+        """LayerNorm(x + spikes), and x + spikes."""
+        outputs = [name, "", "", f"{name}.residual"] if residual else [name]
+        self.graph.node(
+            "SkipLayerNormalization",
+            [x, spikes, *self._norm_inputs(name)],
+            outputs,
+            name=name,
+            domain=MICROSOFT,
+            epsilon=EPSILON,
+        )
+        return name, outputs[-1]
+
+    def _linear(self, module: str, x: str, output: str | None = None) -> str:
+        g, packed = self.graph, self.store.packed(module, self.setting[module])
+        name = output or f"{module}.output"
+        if packed.level.is_float:
+            transposed: NDArray[Any] = np.ascontiguousarray(packed.data.T)
+            weight = g.weight(f"{module}.weight", transposed)
+            if packed.level.bits == 16:
+                weight = g.one("Cast", [weight], name=f"{module}.float", to=onnx.TensorProto.FLOAT)
+            g.node("MatMul", [x, weight], [name], name=module)
+        else:
+            self._matmul_nbits(packed, x, name)
+        if module != "head":
+            self._tap(x, ["T", "B", packed.module.columns])
+            self._tap(name, ["T", "B", packed.module.rows])
+        return name
+
+    def _matmul_nbits(self, packed: PackedMatrix, x: str, output: str) -> None:
+        g, module, level = self.graph, packed.module, packed.level
+        if packed.scales is None or packed.zeros is None:
+            raise ValueError(f"{module.name}: packed codes without scales")
+        inputs = [
+            x,
+            g.weight(f"{module.name}.codes", packed.data),
+            g.weight(f"{module.name}.scales", packed.scales),
+            g.weight(f"{module.name}.zeros", packed.zeros),
+        ]
+        g.node(
+            "MatMulNBits",
+            inputs,
+            [output],
+            name=module.name,
+            domain=MICROSOFT,
+            K=module.columns,
+            N=module.rows,
+            bits=level.bits,
+            block_size=level.group_size,
+            accuracy_level=level.accuracy_level,
+        )
+
+    def _tap(self, name: str, shape: list[int | str]) -> None:
+        if self.taps and name not in {value.name for value in self.tapped}:
+            self.tapped.append(float_value(name, shape))

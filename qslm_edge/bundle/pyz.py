@@ -1,0 +1,50 @@
+"""run.pyz: the runner as one file: `python3 run.pyz verify` needs nothing but numpy and onnxruntime.
+
+The archive holds what runner needs and nothing else, in a fixed order with a fixed date, so that it is equal
+byte by byte wherever it was made.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["runner_modules", "write_pyz"]
+
+_MAIN = """import sys
+try:
+    from qslm_edge.runner.__main__ import main
+    code = main()
+except KeyboardInterrupt:  # while numpy was loading, say
+    sys.stderr.write("interrupted\\n")
+    code = 130
+sys.exit(code)
+"""
+_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py", "bundle/reader.py")
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def runner_modules() -> dict[str, bytes]:
+    """Source files of the archive by their path inside it, sorted."""
+    package = Path(str(files("qslm_edge")))
+    names = [*_BASE, *(str(p.relative_to(package).as_posix()) for p in (package / "runner").rglob("*.py"))]
+    return {f"qslm_edge/{name}": (package / name).read_bytes() for name in sorted(names)}
+
+
+def write_pyz(path: Path) -> None:
+    """Write the archive.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    entries = {"__main__.py": _MAIN.encode(), **runner_modules()}
+    with path.open("wb") as file:
+        file.write(b"#!/usr/bin/env python3\n")
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in entries.items():
+                info = zipfile.ZipInfo(name, _DATE)
+                info.create_system = 3
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, data)
+    path.chmod(0o755)

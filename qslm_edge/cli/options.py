@@ -1,0 +1,293 @@
+"""Flags that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qslm_edge.errors import UsageError
+from qslm_edge.units import parse_bytes
+
+__all__ = [
+    "Embedding",
+    "Group",
+    "Levels",
+    "MaxAccuracyDrop",
+    "MaxPplIncrease",
+    "MemoryBudget",
+    "Method",
+    "Model",
+    "Mu",
+    "Power",
+    "Profile",
+    "Provider",
+    "RecipeFile",
+    "ReportData",
+    "ReportWindows",
+    "SearchData",
+    "SearchWindows",
+    "Task",
+    "Threads",
+    "TokenizerFile",
+    "WeightsBudget",
+    "Window",
+    "check_group_size",
+    "check_power",
+    "limit_from_flags",
+    "recipe_from_flags",
+    "split_levels",
+]
+
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Board: a name or alias (see `profiles list`), or a TOML file.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Checkpoint: .pth, .safetensors or model directory. [dim]Default: the embedded reference.[/dim]",
+        show_default=False,
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        help="wikitext2 (perplexity) or sst2 (accuracy). [dim]Default: wikitext2.[/dim]",
+        show_default=False,
+    ),
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding",
+        help="dense or binary: needed for a bare .pth whose vocabulary does not tell.",
+        show_default=False,
+    ),
+]
+TokenizerFile = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="tokenizer.json. [dim]Default: beside the model; GPT-NeoX-20B for a vocabulary of 50277.[/dim]",
+        show_default=False,
+    ),
+]
+SearchData = Annotated[
+    str | None,
+    typer.Option(
+        "--search-data",
+        help="Own data that steers the search: text, or TSV sentence<TAB>label.",
+        show_default=False,
+    ),
+]
+ReportData = Annotated[
+    str | None,
+    typer.Option("--report-data", help="Own data for the verdict, in the same formats.", show_default=False),
+]
+SearchWindows = Annotated[
+    int | None,
+    typer.Option(
+        "--search-windows",
+        min=1,
+        help="Items that steer the search. [dim]Default: 64 windows, or all sentences.[/dim]",
+        show_default=False,
+    ),
+]
+ReportWindows = Annotated[
+    int | None,
+    typer.Option(
+        "--report-windows", min=1, help="Items for the verdict. [dim]Default: all.[/dim]", show_default=False
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=2,
+        help="Tokens a window. [dim]Default: the model's context length.[/dim]",
+        show_default=False,
+    ),
+]
+MaxPplIncrease = Annotated[
+    float | None,
+    typer.Option(
+        "--max-ppl-increase",
+        min=0,
+        help="Perplexity increase allowed. [dim]Default: 1.0.[/dim]",
+        show_default=False,
+    ),
+]
+MaxAccuracyDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-accuracy-drop",
+        min=0,
+        help="Accuracy drop allowed, in percentage points. [dim]Default: 2.[/dim]",
+        show_default=False,
+    ),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        help="Limit of the process peak, e.g. 400MB. [dim]Default: the profile's.[/dim]",
+        show_default=False,
+    ),
+]
+WeightsBudget = Annotated[
+    str | None,
+    typer.Option("--weights-budget", help="Limit of the packed weights, e.g. 5MB.", show_default=False),
+]
+Levels = Annotated[
+    str | None,
+    typer.Option(
+        "--levels",
+        help="Precision levels, e.g. 8,4 or 16,8g64,4g32,4g128. [dim]Default: all of the profile.[/dim]",
+        show_default=False,
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size", help="Group size of levels given as bare widths: 32, 64 or 128.", show_default=False
+    ),
+]
+Mu = Annotated[
+    float | None,
+    typer.Option(
+        "--mu",
+        min=0,
+        help="Select by Eq. 1 of QSLM with this priority of memory. "
+        "[dim]Default: the smallest feasible setting.[/dim]",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="tiered (packed widths), or qslm (the paper's simulation; search only).",
+        show_default=False,
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", help="Run a saved recipe.toml again; other flags override it.", show_default=False
+    ),
+]
+Power = Annotated[
+    str, typer.Option("--power", help="Power measurement: smoke (25 s), release (5 min) or off.")
+]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        help="Execution provider. [dim]Default: the profile's first choice that is here.[/dim]",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
+
+
+def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
+    """A recipe from a file and the flags that override it.
+
+    Raises:
+        UsageError: no profile, contradicting limits, or a value out of range.
+    """
+    from qslm_edge.recipe import make_recipe, read_recipe
+
+    values = (
+        {} if recipe_file is None else read_recipe(recipe_file).model_dump(by_alias=True, exclude_none=True)
+    )
+    given = {key: value for key, value in flags.items() if value is not None}
+    task = given.get("task", values.get("task", "wikitext2"))
+    if task != values.get("task", task):
+        values.pop("max_degradation", None)  # of another metric
+    values.update(_limits(given, task))
+    values.update(given)
+    if isinstance(values.get("levels"), str):
+        values["levels"] = split_levels(values["levels"])
+    if "profile" not in values:
+        raise UsageError(
+            "no board chosen",
+            where="--profile",
+            hint="e.g. --profile jetson-orin; see `qslm-edge profiles list`",
+        )
+    return make_recipe(**values)
+
+
+def _limits(given: dict[str, Any], task: str) -> dict[str, Any]:
+    """Take the limit flags out of `given` and return them under their names in the recipe."""
+    from qslm_edge.tasks import get_task
+
+    found: dict[str, Any] = {}
+    limit = limit_from_flags(
+        get_task(task).kind, given.pop("max_ppl_increase", None), given.pop("max_accuracy_drop", None)
+    )
+    if limit is not None:
+        found["max_degradation"] = limit
+    for key in ("memory_budget", "weights_budget"):
+        text = given.pop(key, None)
+        if text is not None:
+            found[f"{key}_bytes"] = parse_bytes(text, f"--{key.replace('_', '-')}")
+    return found
+
+
+def split_levels(text: str | None) -> tuple[str, ...] | None:
+    """The levels of `--levels 8,4g128`, None where the flag is absent."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def check_group_size(size: int | None) -> None:
+    """Raise UsageError for a group size that no packed level has."""
+    if size not in (None, 32, 64, 128):
+        raise UsageError(
+            "not a group size of a packed level", where="--group-size", found=size, allowed="32, 64, 128"
+        )
+
+
+def limit_from_flags(
+    kind: str, max_ppl_increase: float | None, max_accuracy_drop: float | None
+) -> float | None:
+    """The limit that belongs to a task.
+
+    Args:
+        kind: language_model or classification.
+        max_ppl_increase, max_accuracy_drop: the flags as given.
+
+    Raises:
+        UsageError: the flag belongs to the other kind of task.
+    """
+    accuracy = kind == "classification"
+    right, wrong = (
+        (max_accuracy_drop, max_ppl_increase) if accuracy else (max_ppl_increase, max_accuracy_drop)
+    )
+    if wrong is not None:
+        raise UsageError(
+            "the limit does not belong to the task",
+            where="--max-ppl-increase" if accuracy else "--max-accuracy-drop",
+            found=f"a {'classification' if accuracy else 'language-model'} task",
+            allowed="--max-accuracy-drop" if accuracy else "--max-ppl-increase",
+        )
+    return right
+
+
+def check_power(power: str) -> None:
+    """Raise UsageError for an unknown power preset."""
+    if power not in ("smoke", "release", "off"):
+        raise UsageError(
+            "unknown power measurement", where="--power", found=power, allowed="smoke, release, off"
+        )

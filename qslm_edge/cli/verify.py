@@ -1,0 +1,206 @@
+"""`qslm-edge verify`: judge a bundle on this machine. Runs on the base install: no torch, no onnx."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qslm_edge.cli import console
+from qslm_edge.cli import options as opt
+from qslm_edge.cli.console import Json
+from qslm_edge.errors import OutputError
+
+if TYPE_CHECKING:
+    from qslm_edge.runner.verify import VerifyOptions
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  [cyan]qslm-edge verify runs/demo/bundle[/cyan]
+  [cyan]qslm-edge verify runs/demo/bundle --power off --json > verify.json[/cyan]  in CI
+  [cyan]qslm-edge verify bundle --max-ppl-increase 0.5[/cyan]                      under a tighter limit
+  [cyan]python3 bundle/run.pyz verify[/cyan]                                       without this package
+
+Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
+"""
+_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write the whole result as JSON to this file.", show_default=False),
+    ] = None,
+    provider: opt.Provider = None,
+    threads: opt.Threads = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps to time.")] = 256,
+    power: opt.Power = "smoke",
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget",
+            help="Limit of the process peak, e.g. 400MB. [dim]Default: the bundle's.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    max_ppl_increase: Annotated[
+        float | None,
+        typer.Option(
+            "--max-ppl-increase",
+            min=0,
+            help="Perplexity increase allowed. [dim]Default: the bundle's.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-accuracy-drop",
+            min=0,
+            help="Accuracy drop allowed, in percentage points. [dim]Default: the bundle's.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check files, metric, memory, latency and power of a bundle where it lies, and give a verdict."""
+    from qslm_edge.bundle.reader import open_bundle
+    from qslm_edge.progress import runner_stages
+    from qslm_edge.report.text import write_text
+    from qslm_edge.runner.verify import VerifyOptions, verify_bundle
+    from qslm_edge.units import parse_bytes
+
+    opt.check_power(power)
+    _check_output(output)
+    task = open_bundle(bundle, check=False).manifest["task"]
+    options = VerifyOptions(
+        provider=provider,
+        threads=threads,
+        steps=steps,
+        power=power,
+        memory_budget_bytes=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
+        max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+    )
+    with console.RichProgress() as progress:
+        result = verify_bundle(bundle, options, runner_stages(progress))
+        progress.done()
+    if output is not None:
+        write_text(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        console.print_json(result)
+    else:
+        _show(result, options, str(task["metric"]))
+    raise typer.Exit(int(result["exit_code"]))
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a place for the result before minutes are spent on it."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError("a directory is in the way", where=output, hint="give a file name to --output")
+    if not output.parent.is_dir():
+        raise OutputError("no such directory", where=output.parent, hint="make it first")
+
+
+def _show(result: dict[str, Any], options: VerifyOptions, metric: str) -> None:
+    from qslm_edge.runner.text import figure
+
+    placement, host = result["placement"], result["host"]
+    kind = "Rehearsal" if result["rehearsal"] else "On the board"
+    console.print_line(f"{kind}: {host['why']}; {placement['provider']} ({placement['note']}).")
+    console.print_line()
+    rows = [
+        (
+            check["name"],
+            figure(check["value"], check["unit"]),
+            figure(check["limit"], check["unit"]),
+            check["verdict"],
+            check["detail"],
+        )
+        for check in result["checks"]
+    ]
+    console.print_table(
+        ("check", "measured", "limit", "verdict", "detail"), rows, right=("measured", "limit")
+    )
+    console.print_line()
+    figures = _scores(result["scoring"], metric)
+    figures += _decode(result["decode"], result["rehearsal"], options)
+    figures.append(("bundle", f"{result['bundle']['bytes'] / 1e6:.2f} MB", "all files"))
+    console.print_table(("figure", "value", "of"), figures, right=("value",))
+    console.print_line()
+    for flag in result["conditions"]["flags"]:
+        console.print_line(f"Condition: {flag}")
+    console.print_line(f"Verdict: {result['verdict']}", style=_STYLES[result["verdict"]])
+
+
+def _scores(scoring: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for split, found in scoring["splits"].items():
+        after, before, agreement = found["bundle"], found["float"], found["top1_agreement"]
+        error = after["standard_error"]  # None for a single item
+        spread = "" if error is None else f" ± {error:.2f}"
+        rows.append(
+            (
+                f"{metric}, {split} items",
+                f"{after['value']:.2f}{spread}",
+                f"{found['n_items']} items; float {before['value']:.2f}",
+            )
+        )
+        of = agreement["reason"] if agreement["value"] is None else f"{agreement['n']:,} {agreement['of']}"
+        rows.append(_figure(f"agreement with float, {split}", agreement["value"], 100, ".2f", "%", of))
+    return rows
+
+
+def _decode(
+    decode: dict[str, Any] | None, rehearsal: bool, options: VerifyOptions
+) -> list[tuple[str, str, str]]:
+    """Memory counts wherever it is measured; speed and power are this host's."""
+    if decode is None:
+        return [("decoding", "not measured", "the golden vectors differ")]
+    host = "this host, not the board" if rehearsal else "this board"
+    latency, first, prefill = decode["latency"], decode["first_token"], decode["prefill"]
+    memory, why = decode["memory"], latency["reasons"]
+    rows = [
+        _figure("peak RSS, decoding", memory["decode_peak_rss_bytes"], 1e-6, ".1f", "MB", "fresh process"),
+        _figure("latency a token, median", latency["p50_s"], 1e3, ".3f", "ms", why.get("p50_s", host)),
+        _figure("latency a token, 95 %", latency["p95_s"], 1e3, ".3f", "ms", why.get("p95_s", host)),
+        _figure(
+            *("decode", latency["tokens_per_s_median"], 1, ".0f", "tokens/s"),
+            why.get("tokens_per_s_median", f"{host}, {options.steps} steps"),
+        ),
+        _figure(
+            *("prefill", prefill["tokens_per_s"], 1, ".0f", "tokens/s"),
+            prefill.get("reason") or f"{host}, {prefill['tokens']} tokens",
+        ),
+        _figure(
+            *("first token", first["seconds"], 1e3, ".1f", "ms"),
+            f"{host}, after {first['prompt_tokens']} tokens",
+        ),
+    ]
+    energy = decode["energy"]
+    if energy["status"] == "measured":
+        place = f"{host}, {energy['source']['name']}"
+        rows += [
+            _figure("energy a token, gross", energy["gross_j_per_token"], 1e3, ".3g", "mJ", place),
+            _figure(
+                *("energy a token, net", energy["net_j_per_token"], 1e3, ".3g", "mJ"),
+                energy["net_reason"] or place,
+            ),
+        ]
+    else:
+        rows.append(("energy a token", energy["status"], str(energy["reason"])))
+    return rows
+
+
+def _figure(
+    name: str, value: float | None, factor: float, form: str, unit: str, of: str
+) -> tuple[str, str, str]:
+    """A row of the table; an absent figure has its reason in `of`."""
+    return (name, "not measured" if value is None else f"{format(value * factor, form)} {unit}", of)

@@ -1,0 +1,1 @@
+"""Quantisation: levels and settings, packing, the quantisers, byte accounting, quantised weights for the model."""

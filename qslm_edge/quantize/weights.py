@@ -1,0 +1,138 @@
+"""A quantised model as the torch model sees it: the same forward pass with other weights and rounded activations.
+
+Each (matrix, level) is quantised once and kept packed; dequantised tensors are kept while they fit a byte limit. At
+accuracy level 4 the runtime rounds activations to int8 per row and group; the same rounding is applied here, since
+threshold units amplify what would otherwise look small.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qslm_edge.allocator import lasting
+from qslm_edge.quantize.levels import SIGN, Level, Setting
+from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
+from qslm_edge.quantize.simulated import simulate_per_tensor
+from qslm_edge.spikegpt.hierarchy import Hierarchy, Module
+from qslm_edge.spikegpt.model import SpikeGPT
+
+__all__ = ["QUANTISER", "QuantisedWeights", "WeightStore", "round_activations"]
+
+QUANTISER = "rtn-mse/1"
+"""Name and version of the quantiser; part of every fingerprint."""
+SMALLEST_PEAK = 128 / torch.finfo(torch.float32).max
+
+
+def round_activations(x: Tensor, group_size: int) -> Tensor:
+    """Round x [..., K] to int8 per row and group of columns, as MatMulNBits does at accuracy level 4.
+
+    scale = max|x| / 127; codes = round half to even(x * (127 / max|x|)); a group of zeros stays zero, as does one so
+    small that 127 / max|x| is no float.
+    """
+    groups = x.reshape(*x.shape[:-1], -1, group_size)
+    peak = torch.maximum(groups.amax(-1, keepdim=True), -groups.amin(-1, keepdim=True))
+    codes = (groups * torch.where(peak > SMALLEST_PEAK, 127.0 / peak, 0.0)).round_()
+    return codes.mul_(peak / 127.0).flatten(-2)
+
+
+class WeightStore:
+    """Matrices of one model at any level, each quantised once.
+
+    Args:
+        model: the float model.
+        hierarchy: its blocks and modules with the head in use.
+        cache_bytes: limit for dequantised tensors kept in memory.
+    """
+
+    def __init__(self, model: SpikeGPT, hierarchy: Hierarchy, cache_bytes: int = 512 * 2**20) -> None:
+        self.model, self.hierarchy = model, hierarchy
+        self.modules: dict[str, Module] = {module.name: module for module in hierarchy.modules}
+        self._packed: dict[tuple[str, Level], PackedMatrix] = {}
+        self._dense: OrderedDict[tuple[str, Level], Tensor] = OrderedDict()
+        self._dense_bytes, self._cache_bytes = 0, cache_bytes
+
+    def packed(self, name: str, level: Level) -> PackedMatrix:
+        """The stored form of a matrix. Packed and sign forms are kept, float forms are made anew."""
+        found = self._packed.get((name, level))
+        if found is None:
+            module = self.modules[name]
+            weights = self.model.tensors[module.key].detach().cpu().numpy()
+            found = pack_matrix(module, weights, level)
+            if not level.is_float:
+                found = found.lasting()
+                self._packed[name, level] = found
+        return found
+
+    def dense(self, name: str, level: Level) -> Tensor:
+        """The float32 values of a matrix at a level, on the model's device."""
+        module = self.modules[name]
+        original = self.model.tensors[module.key]
+        if level.bits == 32 and not level.simulated:
+            return original
+        found = self._dense.get((name, level))
+        if found is not None:
+            self._dense.move_to_end((name, level))
+            return found
+        if level.simulated:
+            values = simulate_per_tensor(original.detach().cpu().numpy(), level.bits)
+        else:
+            values = self.packed(name, level).dequantise()
+        dense = lasting(torch.from_numpy(np.ascontiguousarray(values)).to(original.device))
+        self._dense[name, level] = dense
+        self._dense_bytes += 4 * dense.numel()
+        while self._dense_bytes > self._cache_bytes and len(self._dense) > 1:
+            _, dropped = self._dense.popitem(last=False)
+            self._dense_bytes -= 4 * dropped.numel()
+        return dense
+
+    def prepare(self, setting: Setting) -> None:
+        """Quantise and dequantise what a setting needs, as far as it fits the cache.
+
+        Doing it amid a forward pass would leave the work buffers of both between each other in the heap.
+        """
+        room = self._cache_bytes
+        for name, level in setting.levels:
+            room -= 4 * self.modules[name].n_params
+            if room < 0:
+                break
+            self.dense(name, level)
+
+    def is_lossless(self, name: str, level: Level) -> bool:
+        """Whether this level changes nothing: equal values, float activations."""
+        if level.bits == 32 and not level.simulated:
+            return True
+        if level == SIGN:
+            return True  # a binary embedding is its signs
+        if level.is_packed and level.accuracy_level and self.modules[name].kind == "linear":
+            return False
+        return torch.equal(self.dense(name, level), self.model.tensors[self.modules[name].key])
+
+
+class QuantisedWeights:
+    """`Weights` of a model under a setting."""
+
+    def __init__(self, store: WeightStore, setting: Setting) -> None:
+        self.store = store
+        self.levels = dict(setting.levels)
+        self.binary = store.model.config.embedding == "binary"
+
+    def embedding(self, tokens: Tensor) -> Tensor:
+        level = self.levels["emb"]
+        rows = F.embedding(tokens, self.store.dense("emb", level))
+        if self.binary and level.bits != 1:
+            return (rows >= 0).to(rows.dtype)
+        return rows
+
+    def linear(self, module: str, x: Tensor) -> Tensor:
+        level = self.levels[module]
+        if level.is_packed and level.accuracy_level and level.group_size:
+            x = round_activations(x, level.group_size)
+        return F.linear(x, self.store.dense(module, level))
+
+    def vector(self, key: str) -> Tensor:
+        return self.store.model.tensors[key].reshape(-1)

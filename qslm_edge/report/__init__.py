@@ -1,0 +1,1 @@
+"""The report: one model (JSON is the truth), several views of it."""

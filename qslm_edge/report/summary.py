@@ -1,0 +1,249 @@
+"""The closing table: before, after, constraint, verdict, and where each figure comes from.
+
+Cells are short, so that the table fits 80 columns; `note` says the rest: items, bounds, what was predicted,
+why a figure is absent. A speed or energy that belongs to another host than the board says so in `status`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qslm_edge.report.figures import (
+    UNAVAILABLE,
+    clean,
+    count,
+    error,
+    known,
+    megabytes,
+    milliseconds,
+    number,
+    unavailable,
+)
+
+__all__ = [
+    "COUNTED",
+    "MEASURED",
+    "MEASURED_HERE",
+    "ROW_KEYS",
+    "summary_rows",
+    "title_line",
+    "verdict_words",
+    "where_line",
+]
+
+Row = dict[str, str]
+ROW_KEYS = ("figure", "before", "after", "change", "constraint", "verdict", "status", "note")
+COUNTED, MEASURED, MEASURED_HERE = "counted", "measured", "measured, this host"
+_NOT_RUN = "not measured, since the golden vectors failed"
+
+
+def summary_rows(report: dict[str, Any]) -> list[Row]:
+    """Rows of text with the keys of ROW_KEYS, from a report whose other parts are complete."""
+    checks = {check["name"]: check for check in report["verification"]["checks"]}
+    rows = [*_metric(report, checks), _weights(report, checks)]
+    decode = report["verification"]["decode"]
+    if decode is None:
+        figures = ("peak RSS", "latency", "energy a token")
+        rows += [_row(figure, after=UNAVAILABLE, status=UNAVAILABLE, note=_NOT_RUN) for figure in figures]
+    else:
+        rows += [_peak(report, decode, checks), *_speed(report, decode), _energy(report, decode)]
+    return rows + _health(checks)
+
+
+def title_line(report: dict[str, Any]) -> str:
+    """Model, board, and what it was judged on."""
+    data = "own data" if report["recipe"].get("report_data") else report["task"]["title"]
+    return clean(f"{report['model']['name']} on {report['profile']['name']}, {data}")
+
+
+def verdict_words(report: dict[str, Any]) -> str:
+    """The verdict, and that it is no board's where it is not."""
+    return clean(report["verdict"]) + (" (rehearsal)" if report["rehearsal"] else "")
+
+
+def where_line(report: dict[str, Any]) -> str:
+    """Where the bundle was verified, and on a rehearsal what that means."""
+    host, placement = report["verification"]["host"], report["verification"]["placement"]
+    why = clean(host["why"])
+    if not report["rehearsal"]:
+        return f"Verified on the board: {why}."
+    whose = "this host, not to the board"
+    if host["is_board"]:  # another provider than the profile plans for
+        why, whose = clean(f"{why}, but {placement['note']}"), "this provider, not to the planned one"
+    return f"Rehearsal: {why}. Metric, bytes and memory are judged here; speed and power belong to {whose}."
+
+
+def _row(figure: str, **cells: str) -> Row:
+    row = dict.fromkeys(ROW_KEYS, "")
+    return row | {"figure": figure} | cells
+
+
+def _metric(report: dict[str, Any], checks: dict[str, Any]) -> list[Row]:
+    task, rows = report["task"], []
+    accuracy = task["metric"] == "accuracy"
+    unit = "%" if accuracy else ""
+    for split, used in (("report", "decides the verdict"), ("search", "steered the search")):
+        found = report["verification"]["scoring"]["splits"].get(split)
+        figure = f"{task['metric']}, {split}"
+        if found is None:
+            if split == "report":
+                reason = unavailable() if report["verification"]["scoring"]["golden"]["ok"] else _NOT_RUN
+                rows.append(_row(figure, after=UNAVAILABLE, status=UNAVAILABLE, note=reason))
+            continue
+        paired = found["comparison"]
+        sign = -1 if accuracy else 1
+        check = checks.get(f"{task['metric']} {task['direction']}") if split == "report" else None
+        low, high = sorted((sign * paired["lower"], sign * paired["upper"]))
+        bounds = f"{number(low, 3, signed=True)} to {number(high, 3, signed=True)}"
+        note = f"{count(found['n_items'])} items, {used}; change paired, one-sided 95 % bounds {bounds}"
+        if accuracy:
+            note += " points"
+        if not known(paired["standard_error"]):
+            note = f"{count(found['n_items'])} items, {used}; too few for an error"
+        rows.append(
+            _row(
+                figure,
+                before=number(found["float"]["value"], 2, unit),
+                after=number(found["bundle"]["value"], 2, unit),
+                change=error(sign * paired["degradation"], paired["standard_error"]),
+                constraint="" if check is None else _limit(check["limit"], accuracy),
+                verdict="" if check is None else check["verdict"],
+                status=MEASURED,
+                note=note,
+            )
+        )
+    return rows
+
+
+def _limit(limit: float, accuracy: bool) -> str:
+    if accuracy:
+        return f"≥ {-limit:g} points" if limit else "≥ 0 points"
+    return f"≤ {limit:+g}" if limit else "≤ 0"
+
+
+def _weights(report: dict[str, Any], checks: dict[str, Any]) -> Row:
+    weights, check = report["weights"], checks.get("weights")
+    return _row(
+        "weights",
+        before=megabytes(weights["float32_bytes"]),
+        after=megabytes(weights["bytes"]),
+        change=number(-100 * weights["reduction"], 2, "%", signed=True),
+        constraint="" if check is None else f"≤ {megabytes(check['limit'])}",
+        verdict="" if check is None else check["verdict"],
+        status=COUNTED,
+        note=f"against float32; {weights['counts']}",
+    )
+
+
+def _peak(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]) -> Row:
+    memory, check = decode["memory"], checks.get("peak RSS")
+    peak = memory["decode_peak_rss_bytes"]
+    predicted = f"predicted {megabytes(report['weights']['predicted_peak_rss_bytes'], 0)}"
+    reason = memory["steady"].get("reason")
+    return _row(
+        "peak RSS",
+        after=megabytes(peak, 0),
+        constraint="" if check is None else f"≤ {megabytes(check['limit'], 0)}",
+        verdict="" if check is None else check["verdict"],
+        status=UNAVAILABLE if peak is None else MEASURED,
+        note=f"{unavailable(reason)}; {predicted}"
+        if peak is None
+        else f"of the process, decoding; {predicted}",
+    )
+
+
+def _host(report: dict[str, Any]) -> str:
+    return MEASURED_HERE if report["rehearsal"] else MEASURED
+
+
+def _speed(report: dict[str, Any], decode: dict[str, Any]) -> list[Row]:
+    latency, prefill, first = decode["latency"], decode["prefill"], decode["first_token"]
+    reasons = latency.get("reasons") or {}
+    threads = decode["session"]["threads"]
+    steps = (
+        f"median of {count(latency['n'])} steps of one token, {threads} thread{'s' if threads != 1 else ''}"
+    )
+    speed = latency["tokens_per_s_median"]
+    return [
+        _timed(report, "latency", milliseconds(latency["p50_s"]), steps, reasons.get("p50_s")),
+        _timed(
+            report, "decode tokens/s", number(speed, 0), "from the median", reasons.get("tokens_per_s_median")
+        ),
+        _timed(
+            report,
+            "first token",
+            milliseconds(first["seconds"]),
+            f"after a prompt of {first['prompt_tokens']} tokens; "
+            f"{milliseconds(first['with_load_s'], 0)} with loading the model",
+            None,
+        ),
+        _timed(
+            report,
+            "prefill tokens/s",
+            number(prefill["tokens_per_s"], 0),
+            f"{count(prefill['tokens'])} tokens in chunks of {prefill.get('chunk')}",
+            prefill.get("reason"),
+        ),
+    ]
+
+
+def _timed(report: dict[str, Any], figure: str, after: str, note: str, reason: object) -> Row:
+    absent = after.startswith(UNAVAILABLE)
+    status = UNAVAILABLE if absent else _host(report)
+    return _row(
+        figure, after=after, status=status, note=clean(reason or "no reason given") if absent else note
+    )
+
+
+def _energy(report: dict[str, Any], decode: dict[str, Any]) -> Row:
+    energy = decode["energy"]
+    if energy["status"] != "measured":
+        why = clean(energy.get("reason") or "no reason given")
+        if energy["status"] != UNAVAILABLE:
+            why = f"{energy['status']}: {why}"
+        return _row("energy a token", after=UNAVAILABLE, status=UNAVAILABLE, note=why)
+    net = energy.get("net_j_per_token")
+    net_text = _millijoules(net) if net is not None else unavailable(energy.get("net_reason"))
+    source = energy["source"]
+    scope = clean(source.get("scope") or "scope not stated")
+    return _row(
+        "energy a token",
+        after=_millijoules(energy["gross_j_per_token"]),
+        status=_host(report),
+        note=f"gross, by {source['name']} ({scope}); net of idle: {net_text}",
+    )
+
+
+def _millijoules(joules: float | None) -> str:
+    """Joules as mJ."""
+    return number(None if joules is None else 1e3 * joules, 3, "mJ")
+
+
+def _health(checks: dict[str, Any]) -> list[Row]:
+    rows = []
+    golden, agreement = checks.get("golden vectors"), checks.get("agreement with the search")
+    if golden is not None:
+        rows.append(
+            _row(
+                "golden vectors",
+                after=number(golden["value"], 4),
+                constraint=f"≤ {golden['limit']:.2g}",
+                verdict=golden["verdict"],
+                status=MEASURED,
+                note=f"{golden['unit']}; {golden['detail']}",
+            )
+        )
+    if agreement is not None:
+        relative = agreement["unit"].startswith("relative")
+        factor, unit = (100, "%") if relative else (1, clean(agreement["unit"]))
+        rows.append(
+            _row(
+                "search agreement",
+                after=number(factor * agreement["value"], 2, unit, signed=True),
+                constraint=f"±{number(factor * agreement['limit'], 2, unit)}",
+                verdict=agreement["verdict"],
+                status=MEASURED,
+                note=f"bundle against the search, {agreement['unit']}; {agreement['detail']}",
+            )
+        )
+    return rows

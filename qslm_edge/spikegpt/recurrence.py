@@ -1,0 +1,89 @@
+"""The two recurrences of SpikeGPT through time: SRWKV's weighted key-value average and the LIF neuron.
+
+Everything else in the model works on whole windows at once; only these step token by token, batched over windows.
+Tensors are time-major [T, B, C], so that a step is one contiguous slice. The original (a, b, p) form with its running
+maximum is kept: a re-parametrised one rounds differently and flips spikes.
+Sources: RWKV-4 (Peng et al. 2023, appendix), SpikeGPT (Zhu et al. 2023, eq. 5-9) and its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["P_INIT", "lif", "wkv"]
+
+P_INIT = -1e38
+"""Start of the running maximum p: exp(p - anything) is 0."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for the steps: each is too small to share, and waking a second thread thousands of times costs more
+    than it gives, most of all when another process has its core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
+def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Tensor) -> Tensor:
+    """Weighted key-value average with exponential decay.
+
+    Args:
+        k, v: [T, B, C].
+        time_decay: [C]; the decay is w = -exp(time_decay).
+        time_first: [C]; bonus u of the current token.
+        state: [3, B, C] (a, b, p), updated in place.
+
+    Returns:
+        y [T, B, C].
+    """
+    w = -torch.exp(time_decay)
+    a, b, p = state[0], state[1], state[2]
+    uk = k + time_first
+    y = torch.empty_like(v)
+    q, e1, e2, num, den = (torch.empty_like(a) for _ in range(5))
+    for t in range(k.shape[0]):
+        vt = v[t]
+        torch.maximum(p, uk[t], out=q)
+        torch.sub(p, q, out=e1).exp_()
+        torch.sub(uk[t], q, out=e2).exp_()
+        torch.mul(e1, a, out=num).addcmul_(e2, vt)
+        torch.mul(e1, b, out=den).add_(e2)
+        torch.div(num, den, out=y[t])
+        p.add_(w)
+        torch.maximum(p, k[t], out=q)
+        torch.sub(p, q, out=e1).exp_()
+        torch.sub(k[t], q, out=e2).exp_()
+        a.mul_(e1).addcmul_(e2, vt)
+        b.mul_(e1).add_(e2)
+        p.copy_(q)
+    return y
+
+
+@_one_thread()
+def lif(x: Tensor, v: Tensor) -> Tensor:
+    """Leaky integrate-and-fire over tokens: h = v + (x - v)/2, s = [h >= 1], v = h (1 - s).
+
+    Args:
+        x: input current [T, B, C].
+        v: membrane potential [B, C], updated in place.
+
+    Returns:
+        Spikes 0/1 [T, B, C] in the type of x.
+    """
+    out = torch.empty_like(x)
+    h = torch.empty_like(v)
+    for t in range(x.shape[0]):
+        spikes = out[t]
+        torch.sub(x[t], v, out=h).mul_(0.5).add_(v)
+        torch.ge(h, 1.0, out=spikes)
+        torch.addcmul(h, h, spikes, value=-1.0, out=v)
+    return out

@@ -1,0 +1,1 @@
+"""The steps of a deployment: deploy.py strings them together, the command line offers each."""

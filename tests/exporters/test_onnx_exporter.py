@@ -1,0 +1,466 @@
+"""The exported graph against the quantised torch model: same outputs, same state, same bytes every time."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from qslm_edge.errors import OutputError, UsageError
+from qslm_edge.exporters import ExportJob, get_exporter
+from qslm_edge.exporters.onnx_exporter import OnnxExporter
+from qslm_edge.exporters.onnx_graph import ALIGNMENT, WeightFile
+from qslm_edge.quantize.accounting import weight_bytes
+from qslm_edge.quantize.levels import SIGN, Setting, parse_level
+from qslm_edge.runner.session import import_onnxruntime
+from qslm_edge.spikegpt import SpikeGPT
+from qslm_edge.spikegpt.model import initial_state
+from tests.helpers.tiny import (
+    CHANNELS,
+    N_LAYER,
+    VOCABULARY,
+    make_job,
+    make_model,
+    packed_levels,
+    quantised,
+    random_tokens,
+)
+
+onnxruntime = import_onnxruntime()
+Array = NDArray[Any]
+LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64")
+EXACT = ("32", "16", "4g64f")
+"""Levels with float activations. With int8 activations another processor may round a code the other way."""
+MIXED = {
+    "emb": "2g32f",
+    "blocks.0.att.key": "32",
+    "blocks.0.att.value": "8g32",
+    "blocks.0.ffn.key": "2g32",
+    "blocks.0.ffn.value": "4g128",
+    "blocks.1.att.output": "16",
+    "blocks.1.ffn.value": "8g128f",
+    "blocks.2.ffn.key": "4g64f",
+    "blocks.2.ffn.receptance": "2g64",
+    "head": "8g64",
+}
+ONNX_OPERATORS = {
+    *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
+    *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),
+    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where"),
+}
+"""Everything that the graph may use of the standard: each has a CPU kernel since onnxruntime 1.18."""
+
+
+@pytest.fixture(scope="module")
+def dense() -> SpikeGPT:
+    return make_model("dense")
+
+
+@pytest.fixture(scope="module")
+def binary() -> SpikeGPT:
+    return make_model("binary")
+
+
+def open_session(directory: Path) -> Any:
+    return onnxruntime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def exported(job: ExportJob, directory: Path) -> Any:
+    OnnxExporter().export(job, directory)
+    return open_session(directory)
+
+
+def run_lm(
+    session: Any,
+    job: ExportJob,
+    tokens: Array,
+    state: Array | None = None,
+    last: int | None = None,
+) -> tuple[Array, Array]:
+    """Logits [t, B, V] and the new state."""
+    if state is None:
+        state = initial_state(job.store.model.config, tokens.shape[1]).numpy()
+    feed = {
+        "tokens": tokens,
+        "state": state,
+        "last": np.array([len(tokens) if last is None else last], np.int64),
+    }
+    logits, new = session.run(["logits", "state_out"], feed)
+    return logits, new
+
+
+def torch_logits(job: ExportJob, tokens: Array) -> Array:
+    logits: Array = quantised(job)(torch.from_numpy(tokens.T.copy())).transpose(0, 1).numpy()
+    return logits
+
+
+def assert_close(got: Array, expected: Array, exact: bool) -> None:
+    """Equal but for the last bits; with int8 activations one stream in four may part after a flip."""
+    assert got.shape == expected.shape
+    near = np.abs(got - expected).max(-1) < 1e-3
+    assert near.all() if exact else near.mean() >= 0.75
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_logits_equal_those_of_torch(level: str, dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, level)
+    tokens = random_tokens(24, 4)
+    logits, _ = run_lm(exported(job, tmp_path), job, tokens)
+    expected = torch_logits(job, tokens)
+    assert_close(logits, expected, level in EXACT)
+    assert not np.allclose(expected[5, 0], expected[5, 1], atol=0.1)  # the model does say different things
+
+
+@pytest.mark.parametrize("head", ["lm", "classifier"])
+@pytest.mark.parametrize("embedding", ["dense", "binary"])
+def test_mixed_widths_in_one_model(embedding: Any, head: Any, tmp_path: Path) -> None:
+    model = make_model(embedding)
+    changes = {name: level for name, level in MIXED.items() if name != "head" or head == "lm"}
+    if embedding == "binary":
+        changes["emb"] = "1"
+    job = make_job(model, "4g64", head, changes)
+    assert len({str(level) for _, level in job.setting.levels}) >= 9
+    session = exported(job, tmp_path)
+    tokens = random_tokens(24, 4)
+    if head == "lm":
+        assert_close(run_lm(session, job, tokens)[0], torch_logits(job, tokens), exact=False)
+    else:
+        got = run_classifier(session, job, tokens, np.ones(tokens.shape, np.float32))
+        features = quantised(job).features(torch.from_numpy(tokens)).sum(0).numpy()
+        near = np.abs(got[0] - features).max(-1) < 1e-2
+        assert near.mean() >= 0.75
+        assert got[1].tolist() == [24, 24, 24, 24]
+
+
+def run_classifier(
+    session: Any,
+    job: ExportJob,
+    tokens: Array,
+    mask: Array,
+    state: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Sum of features [B, C], number of tokens [B], new state."""
+    if state is None:
+        state = initial_state(job.store.model.config, tokens.shape[1]).numpy()
+    pooled, count, new = session.run(
+        ["pooled", "n_tokens", "state_out"], {"tokens": tokens, "state": state, "mask": mask}
+    )
+    return pooled, count, new
+
+
+@pytest.mark.parametrize("level", ["16", "8g32f", "8g64f", "4g32f", "4g64f", "2g32f", "2g64f"])
+def test_dense_embedding_is_packed_exactly(level: str, dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "32", changes={"emb": level})
+    tokens = np.arange(VOCABULARY).reshape(-1, 1)  # every row of the table
+    logits, state = run_lm(exported(job, tmp_path), job, tokens)
+    expected_state = initial_state(dense.config, 1)
+    expected = quantised(job)(torch.from_numpy(tokens.T.copy()), expected_state).transpose(0, 1).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    np.testing.assert_allclose(state, expected_state.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", ["1", "32"])
+def test_binary_embedding_is_one_bit_and_zero_is_a_spike(level: str, tmp_path: Path) -> None:
+    model = make_model("binary")
+    model.tensors["emb.weight"][:, ::5] = 0.0
+    model.tensors["emb.weight"][:, 1::7] = -0.0
+    assert make_job(model, "32").setting["emb"] == SIGN
+    job = make_job(model, "32", changes={"emb": level})
+    tokens = np.arange(VOCABULARY).reshape(-1, 1)
+    logits, _ = run_lm(exported(job, tmp_path), job, tokens)
+    np.testing.assert_allclose(logits, model(torch.from_numpy(tokens.T)).transpose(0, 1).numpy(), atol=1e-3)
+    table = next(t for t in onnx.load(tmp_path / "model.onnx").graph.initializer if t.name == "emb")
+    assert list(table.dims) == [VOCABULARY, CHANNELS // 8 if level == "1" else CHANNELS]
+
+
+@pytest.mark.parametrize("level", ["32", "8g64"])
+@pytest.mark.parametrize("lengths", [(5, 1, 10, 8), (1,) * 24])
+def test_state_over_chunks_and_steps_equals_one_run(
+    level: str, lengths: tuple[int, ...], binary: SpikeGPT, tmp_path: Path
+) -> None:
+    job = make_job(binary, level)
+    session = exported(job, tmp_path)
+    tokens = random_tokens(24, 3)
+    whole, whole_state = run_lm(session, job, tokens)
+    state, parts, begin = None, [], 0
+    for length in lengths:
+        logits, state = run_lm(session, job, tokens[begin : begin + length], state)
+        parts.append(logits)
+        begin += length
+    assert begin == 24
+    assert state is not None
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
+    np.testing.assert_allclose(state, whole_state, rtol=1e-3, atol=1e-4)
+    assert np.abs(whole[1:] - run_lm(session, job, tokens[1:])[0]).max() > 0.1  # the state does matter
+
+
+def test_state_is_that_of_torch(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "32")
+    tokens = random_tokens(20, 2)
+    _, state = run_lm(exported(job, tmp_path), job, tokens)
+    expected = initial_state(dense.config, 2)
+    dense(torch.from_numpy(tokens.T.copy()), expected)
+    assert state.shape == (7 * N_LAYER, 2, CHANNELS)
+    np.testing.assert_allclose(state, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_streams_of_a_batch_do_not_mix(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "4g64f")
+    session = exported(job, tmp_path)
+    tokens = random_tokens(16, 5)
+    together, _ = run_lm(session, job, tokens)
+    for stream in range(5):
+        alone, _ = run_lm(session, job, np.ascontiguousarray(tokens[:, stream : stream + 1]))
+        np.testing.assert_allclose(together[:, stream], alone[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [1, 3, 16])
+def test_last_gives_the_last_logits_only(last: int, dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "8g64")
+    session = exported(job, tmp_path)
+    tokens = random_tokens(16, 2)
+    every, state = run_lm(session, job, tokens)
+    few, state_of_few = run_lm(session, job, tokens, last=last)
+    assert few.shape == (last, 2, VOCABULARY)
+    np.testing.assert_allclose(few, every[-last:], atol=1e-4)
+    np.testing.assert_array_equal(state, state_of_few)
+
+
+def test_classifier_pools_real_tokens_only_and_carries_on(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "8g64", "classifier")
+    session = exported(job, tmp_path)
+    tokens = random_tokens(20, 2)
+    mask = np.ones((20, 2), np.float32)
+    mask[13:, 1] = 0
+    pooled, count, _ = run_classifier(session, job, tokens, mask)
+    assert count.tolist() == [20, 13]
+    short = np.ascontiguousarray(tokens[:13, 1:])
+    alone, _, _ = run_classifier(session, job, short, np.ones((13, 1), np.float32))
+    np.testing.assert_allclose(pooled[1:], alone, atol=1e-3)
+    first = run_classifier(session, job, tokens[:7], mask[:7])
+    second = run_classifier(session, job, tokens[7:], mask[7:], first[2])
+    np.testing.assert_allclose(first[0] + second[0], pooled, atol=1e-3)
+    assert (first[1] + second[1]).tolist() == [20, 13]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+
+
+@pytest.mark.parametrize("head", ["lm", "classifier"])
+def test_equal_jobs_give_equal_bytes(head: Any, tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        directory = tmp_path / name
+        directory.mkdir()
+        job = make_job(make_model(seed=3), "4g64", head, {"blocks.1.ffn.key": "2g32", "emb": "8g32f"})
+        OnnxExporter().export(job, directory)
+        found.append(digests(directory))
+    assert found[0] == found[1]
+    assert sorted(found[0]) == ["model.bin", "model.onnx"]
+
+
+def test_export_over_an_older_export_leaves_nothing_of_it(dense: SpikeGPT, tmp_path: Path) -> None:
+    OnnxExporter().export(make_job(dense, "32"), tmp_path)
+    job = make_job(dense, "4g64")
+    OnnxExporter().export(job, tmp_path)
+    assert (tmp_path / "model.bin").stat().st_size < 1.1 * weight_bytes(job.store.hierarchy, job.setting)
+
+
+def test_tapped_graph_uses_the_same_weights(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "4g64")
+    exporter = OnnxExporter()
+    exporter.export(job, tmp_path)
+    before = digests(tmp_path)
+    tapped = exporter.export_tapped(job, tmp_path)
+    assert {k: v for k, v in digests(tmp_path).items() if k != tapped.name} == before
+    tensors = [
+        {
+            t.name: [(e.key, e.value) for e in t.external_data]
+            for t in onnx.load(p, load_external_data=False).graph.initializer
+        }
+        for p in (tmp_path / "model.onnx", tapped)
+    ]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize("head", ["lm", "classifier"])
+@pytest.mark.parametrize("level", [*LEVELS, "mixed"])
+def test_weight_file_holds_the_counted_bytes_and_padding(
+    level: str, head: Any, dense: SpikeGPT, tmp_path: Path
+) -> None:
+    changes = {name: text for name, text in MIXED.items() if name != "head" or head == "lm"}
+    job = make_job(dense, "4g64", head, changes) if level == "mixed" else make_job(dense, level, head)
+    done = OnnxExporter().export(job, tmp_path)
+    counted = weight_bytes(job.store.hierarchy, job.setting)
+    beside = 4 * 2 * CHANNELS if head == "classifier" else 0  # classifier.npy, a file of the bundle
+    assert done.weight_bytes == counted - beside
+    assert done.files == ("model.onnx", "model.bin")
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    outside = [t for t in graph.initializer if t.external_data]
+    size = (tmp_path / "model.bin").stat().st_size
+    assert done.weight_bytes <= size < done.weight_bytes + ALIGNMENT * len(outside)
+    # constants inside the graph are small: no weight hides there
+    assert sum(len(t.raw_data) for t in graph.initializer if not t.external_data) < 2048
+
+
+def test_external_data_is_aligned_and_does_not_overlap(dense: SpikeGPT, tmp_path: Path) -> None:
+    OnnxExporter().export(make_job(dense, "2g32"), tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    spans = []
+    for tensor in graph.initializer:
+        entry = {item.key: item.value for item in tensor.external_data}
+        if entry:
+            assert entry["location"] == "model.bin"
+            spans.append((int(entry["offset"]), int(entry["offset"]) + int(entry["length"])))
+    assert all(begin % ALIGNMENT == 0 for begin, _ in spans)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+    assert spans[-1][1] == (tmp_path / "model.bin").stat().st_size
+
+
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_node(attribute.g)
+
+
+@pytest.mark.parametrize("head", ["lm", "classifier"])
+@pytest.mark.parametrize("embedding", ["dense", "binary"])
+def test_only_known_operators_of_two_domains(embedding: Any, head: Any, tmp_path: Path) -> None:
+    job = make_job(
+        make_model(embedding), "4g64", head, {"blocks.1.att.key": "16", "blocks.1.att.value": "32"}
+    )
+    done = OnnxExporter().export(job, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert model.ir_version == 10
+    assert {(item.domain, item.version) for item in model.opset_import} == {("", 21), ("com.microsoft", 1)}
+    nodes = list(every_node(model.graph))
+    assert {node.op_type for node in nodes if node.domain == ""} <= ONNX_OPERATORS
+    theirs = {node.op_type for node in nodes if node.domain == "com.microsoft"}
+    assert theirs == {"MatMulNBits", "SkipLayerNormalization"}
+    assert len(theirs) + len({n.op_type for n in nodes if n.domain == ""}) == len(done.operators)
+    assert done.operators["com.microsoft::MatMulNBits"] == len(packed_levels(job.setting)) - (
+        embedding == "dense"
+    )
+    assert done.requirements["operators"] == [
+        "com.microsoft::MatMulNBits",
+        "com.microsoft::SkipLayerNormalization",
+    ]
+    names = [output for node in nodes for output in node.output if output]
+    assert len(set(names)) == len(names)  # older runtimes need names unique over all bodies
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=False)
+
+
+def test_opset_and_ir_are_those_of_the_job(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "32")
+    OnnxExporter().export(ExportJob(job.store, job.setting, opset=22, ir_version=11), tmp_path)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert model.ir_version == 11
+    assert {item.domain: item.version for item in model.opset_import}[""] == 22
+
+
+def test_inputs_and_outputs_are_named_and_dynamic(dense: SpikeGPT, tmp_path: Path) -> None:
+    for head, extra, outputs in (
+        ("lm", {"last": [1]}, {"logits": ["t", "B", VOCABULARY]}),
+        ("classifier", {"mask": ["T", "B"]}, {"pooled": ["B", CHANNELS], "n_tokens": ["B"]}),
+    ):
+        session = exported(make_job(dense, "32", head), tmp_path)  # type: ignore[arg-type]
+        state = [7 * N_LAYER, "B", CHANNELS]
+        assert {i.name: i.shape for i in session.get_inputs()} == {
+            "tokens": ["T", "B"],
+            "state": state,
+        } | extra
+        assert {o.name: o.shape for o in session.get_outputs()} == outputs | {"state_out": state}
+
+
+def test_matmul_nbits_attributes_follow_the_setting(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "8g64", changes={k: v for k, v in MIXED.items() if k not in ("emb", "head")})
+    OnnxExporter().export(job, tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    found = {node.name: node for node in every_node(graph) if node.op_type == "MatMulNBits"}
+    linear = {m.name: m for m in job.store.hierarchy.modules if m.kind == "linear"}
+    assert found.keys() == {name for name in linear if job.setting[name].is_packed}
+    for name, node in found.items():
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        level = job.setting[name]
+        assert given == {
+            "K": linear[name].columns,
+            "N": linear[name].rows,
+            "bits": level.bits,
+            "block_size": level.group_size,
+            "accuracy_level": level.accuracy_level,
+        }
+        assert len(node.input) == 4  # explicit zero points, no g_idx, no bias
+
+
+def test_every_node_runs_on_the_cpu_provider_in_its_own_kernel(
+    dense: SpikeGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's own record: a packed matrix that it unpacked into other nodes would show here."""
+    monkeypatch.chdir(tmp_path)
+    job = make_job(dense, "4g64", changes={"blocks.0.att.key": "8g64", "blocks.0.ffn.key": "2g64"})
+    OnnxExporter().export(job, tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
+    run_lm(session, job, random_tokens(3, 1))
+    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    nodes = [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
+    assert {args["provider"] for args in nodes} == {"CPUExecutionProvider"}
+    linear = [m for m in job.store.hierarchy.modules if m.kind == "linear"]
+    assert sum(args["op_name"] == "MatMulNBits" for args in nodes) == len(linear)
+    assert not any("Dequantize" in args["op_name"] or args["op_name"] == "MatMul" for args in nodes)
+
+
+def test_simulated_levels_are_refused(dense: SpikeGPT, tmp_path: Path) -> None:
+    job = make_job(dense, "8g64", changes={"blocks.0.att.key": "q6"})
+    with pytest.raises(
+        UsageError, match=r"blocks\.0\.att\.key: simulated levels cannot be exported; found q6"
+    ):
+        OnnxExporter().export(job, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    dense: SpikeGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(dense, "8g64")
+    with pytest.raises(OutputError, match="the model cannot be written; found No such file or directory"):
+        OnnxExporter().export(job, tmp_path / "absent")
+
+    def full(_self: WeightFile, _name: str, _array: Array) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WeightFile, "add", full)
+    with pytest.raises(OutputError, match="found No space left on device") as caught:
+        OnnxExporter().export(job, tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_registry_knows_its_names() -> None:
+    assert isinstance(get_exporter("onnx"), OnnxExporter)
+    with pytest.raises(
+        UsageError, match="unknown export format; found onxx; allowed: onnx. Did you mean onnx?"
+    ):
+        get_exporter("onxx")
+
+
+def test_setting_text_goes_into_the_model(dense: SpikeGPT, tmp_path: Path) -> None:
+    setting = Setting.uniform([m.name for m in make_job(dense).store.hierarchy.modules], parse_level("16"))
+    OnnxExporter().export(ExportJob(make_job(dense).store, setting), tmp_path)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert {item.key: item.value for item in model.metadata_props} == {"setting": "16"}
+    assert (model.producer_name, model.graph.name) == ("qslm-edge", "spikegpt")
