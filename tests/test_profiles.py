@@ -60,7 +60,7 @@ def test_a_toml_name_without_a_folder_is_a_file(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("raspberry-pi-5", "raspberry-pi-5-8gb"),
+        ("raspbery-pi-5", "raspberry-pi-5"),
         ("H100", "h100"),
         ("jetson-orinn", "jetson-orin"),
         ("x86_laptop", "x86-laptop"),
@@ -71,6 +71,23 @@ def test_an_unknown_name_suggests_the_nearest(name: str, near: str) -> None:
         load_profile(name)
     assert f"did you mean '{near}'" in str(caught.value).lower()
     assert "`qslm-edge profiles list`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("orin-nx", "'orin-nx-8gb' or 'orin-nx-16gb'"),
+        ("Jetson_Orin_NX", "'jetson-orin-nx-8gb' or 'jetson-orin-nx-16gb'"),
+        ("rpi5", None),
+    ],
+)
+def test_a_board_without_its_memory_is_asked_back(name: str, sizes: str | None) -> None:
+    if sizes is None:
+        assert load_profile(name).id == "raspberry-pi-5-8gb"
+        return
+    with pytest.raises(ProfileError) as caught:
+        load_profile(name)
+    assert f"did you mean {sizes}?" in str(caught.value).lower()
 
 
 @pytest.mark.parametrize("name", ["", "zzzz", "\x1b[31m"])
@@ -215,7 +232,8 @@ def test_a_file_above_the_limit_is_not_parsed(tmp_path: Path) -> None:
             'onnxruntime = "1.31"',
             (
                 "my-board.toml: runtime.onnxruntime: not an allowed value; found '1.31'; allowed: "
-                "release that the stock system gets, three numbers such as '1.23.2'"
+                "release that the system gets, three numbers such as '1.23.2'; the stock system unless "
+                "install says otherwise"
             ),
         ),
         (
@@ -224,7 +242,7 @@ def test_a_file_above_the_limit_is_not_parsed(tmp_path: Path) -> None:
             (
                 "my-board.toml: power.source: not an allowed value; found 'csv'; allowed: 'ina3221', "
                 "'ina3221x', "
-                "'ina238', 'nvml', 'rapl', 'rpi-pmic', 'hwmon', 'battery', 'powermetrics' or 'none'"
+                "'ina238', 'tegrastats', 'nvml', 'rapl', 'rpi-pmic', 'hwmon', 'battery', 'powermetrics' or 'none'"
             ),
         ),
         (
@@ -268,12 +286,34 @@ def test_a_fault_names_file_key_finding_and_limit(tmp_path: Path, old: str, new:
         ("w = 2.7", "w = -2.7", "idle_w[1].w"),
         ('"*" = "sourced"', "", "no grade for the rest"),
         ('"*" = ["https://picockpit', '"cpu" = ["https://picockpit', "no source for memory.kind"),
-        ('name = "', 'aliases = ["raspberry-pi-5-8gb"]\nname = "', "repeats the id"),
+        ('aliases = ["pi5"', 'aliases = ["raspberry-pi-5-8gb"', "repeats the id"),
+        ('family = "raspberry-pi"', 'family = "pi"', "'jetson', 'raspberry-pi', 'arm-board'"),
+        (
+            'python = "3.11"',
+            'python = "3.9"',
+            "runtime.python: too old to run a bundle; found '3.9'; allowed: 3.10",
+        ),
+        ('python = "3.11"', 'python = "3.11"\ninstall = "a Python"', "runtime.stock: missing beside install"),
+        (
+            "[[widths]]",
+            '[runtime.stock]\nsystem = "a"\n\n[[widths]]',
+            "runtime.install: missing beside [runtime.stock]",
+        ),
+        (
+            'parts = ["VDD_CORE", "DDR_VDD2", "DDR_VDDQ"]',
+            'parts_source = "hwmon"',
+            "power.parts: missing beside parts_source",
+        ),
         ("[memory]", "[memory]\nbudget_mib = 1", "not valid TOML"),
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, old: str, new: str, part: str) -> None:
     assert part in line_of(changed(tmp_path, old, new))
+
+
+def test_tegrastats_is_a_power_source(tmp_path: Path) -> None:
+    path = changed(tmp_path, 'source = "rpi-pmic"', 'source = "tegrastats"')
+    assert read_profile(path).power.source == "tegrastats"
 
 
 def test_two_power_modes_of_one_name(tmp_path: Path) -> None:
@@ -342,7 +382,7 @@ def test_two_shipped_profiles_must_not_share_a_name(tmp_path: Path, monkeypatch:
         monkeypatch,
         {
             "raspberry-pi-5-8gb": PI,
-            "h100": H100.replace('name = "', 'aliases = ["raspberry-pi-5-8gb"]\nname = "', 1),
+            "h100": H100.replace('"h100-sxm"', '"raspberry-pi-5-8gb"', 1),
         },
     )
     with pytest.raises(ProfileError, match="two shipped profiles share a name"):
@@ -434,6 +474,45 @@ def test_a_cpu_without_dot_product_runs_4_bits_at_level_0_only(tmp_path: Path) -
     assert "no release has a kernel; found '8 bits on arm64-nodotprod'" in line_of(write(tmp_path, eight))
 
 
+INSTALL = 'install = "an own Python 3.11"\n'
+
+
+@pytest.mark.parametrize(
+    ("stock", "bits"),
+    [
+        ('python = "3.8"\nonnxruntime = "1.19.2"\n', [32, 16, 4]),
+        ('python = "3.6"\nonnxruntime = "1.10.0"\n', []),
+        ("", []),
+    ],
+)
+def test_a_board_that_needs_another_runtime_says_what_its_own_would_give(
+    tmp_path: Path, stock: str, bits: list[int]
+) -> None:
+    text = PI.replace("providers =", f"{INSTALL}providers =", 1)
+    text = text.replace("[[widths]]", f'[runtime.stock]\nsystem = "an old one"\n{stock}\n[[widths]]', 1)
+    profile = read_profile(write(tmp_path, text))
+    assert [width.bits for width in profile.usable_widths()] == [32, 16, 8, 4, 2]
+    assert [width.bits for width in profile.stock_widths()] == bits
+    assert profile.grade("runtime.stock.system") == "sourced"
+    paths = [fact.path for fact in profile.facts()]
+    assert "runtime.stock.system" in paths
+    assert not any(path.endswith((".install", ".note")) for path in paths)  # advice is no fact
+
+
+def test_a_board_that_runs_as_delivered_has_one_answer() -> None:
+    profile = load_profile("raspberry-pi-5-8gb")
+    assert profile.stock_widths() == profile.usable_widths()
+
+
+def test_all_notes_are_those_of_board_runtime_and_power(tmp_path: Path) -> None:
+    path = changed(tmp_path, 'status = "supported"', 'status = "supported"\nnotes = ["mind the fan"]')
+    assert read_profile(path).all_notes() == (
+        "mind the fan",
+        "64-bit systems only: there are no wheels for a 32-bit one",
+        "needs the group video; 1 to 5 readings a second",
+    )
+
+
 def test_the_first_provider_with_a_usable_width_is_planned(tmp_path: Path) -> None:
     cpu = '[[widths]]\nbits = 32\nprovider = "CPUExecutionProvider"\nmin_onnxruntime = "1.18.0"\n\n[power]'
     text = H100.replace("\n[power]", f"\n{cpu}", 1)
@@ -468,6 +547,7 @@ def test_the_manifest_is_plain_json() -> None:
     assert manifest["match"] == {
         "device_tree_model": ["Raspberry Pi 5 Model B"],
         "gpu_name": [],
+        "cpu_model": [],
         "arch": None,
         "features": [],
     }
@@ -478,7 +558,7 @@ def test_the_manifest_is_plain_json() -> None:
 
 def test_every_key_has_a_help_text() -> None:
     models = models_of_a_profile()
-    assert len(models) == 12
+    assert len(models) == 13
     for model in models:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"

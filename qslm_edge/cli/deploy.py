@@ -84,7 +84,10 @@ def command(
     from qslm_edge.runner.verify import VerifyOptions
 
     opt.check_power(power)
-    place = out or Path("runs") / f"{load_profile(made.profile).id}-{made.task}"
+    board = load_profile(made.profile)
+    place = out or Path("runs") / f"{board.id}-{made.task}"
+    if board.runtime.install is not None:
+        console.print_note(f"{board.id} runs the bundle only with this installed: {board.runtime.install}")
     with console.RichProgress() as progress:
         report = deploy(made, place, progress, target=target, verify=VerifyOptions(power=power))
     if as_json:

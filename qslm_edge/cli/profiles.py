@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from qslm_edge.cli.console import Json, print_error, print_json, print_line, print_table
 from qslm_edge.errors import EXIT_PASS, ProfileError
 from qslm_edge.profiles import Fact, Profile, Width, list_profiles, load_profile, read_profile
+from qslm_edge.profiles.overview import grouped, unconfirmed
 
 __all__ = ["app"]
 
@@ -43,27 +45,23 @@ _VALIDATE_EXAMPLES = """
 
 @app.command("list", epilog=_LIST_EXAMPLES)
 def list_command(as_json: Json = False) -> None:
-    """List the shipped boards: memory budget, weight widths, power source, lowest grade.
+    """List the shipped boards by family: memory budget, weight widths, power source, a shorter name.
 
-    The grade is that of the least certain fact: measured, sourced or unconfirmed. `show` gives each.
+    The column "open" counts the facts that nobody has confirmed; `show` names them, and every other name.
     """
     profiles = list_profiles()
     if as_json:
         print_json({"profiles": [_summary(profile) for profile in profiles]})
         return
-    rows = [
-        (
-            profile.id,
-            ", ".join(profile.aliases) or "-",
-            f"{profile.memory.budget_mib} MiB",
-            _bits(profile, " "),
-            profile.power.source,
-            profile.lowest_grade(),
-        )
-        for profile in profiles
-    ]
-    columns = ("board", "aliases", "budget", "bits", "power", "grade")
-    print_table(columns, rows, right=("budget",))
+    columns = ("board", "budget", "bits", "power", "open", "also")
+    rows: list[tuple[str, ...]] = []
+    for _, boards in grouped(profiles):
+        rows += [("",) * len(columns)] if rows else []
+        rows += [_row(profile) for profile in boards]
+    print_table(columns, rows, right=("budget", "open"))
+    print_line()
+    for line in _remarks(profiles):
+        print_line(line)
 
 
 @app.command("show", epilog=_SHOW_EXAMPLES)
@@ -80,16 +78,21 @@ def show_command(
     print_line(profile.description)
     if profile.aliases:
         print_line(f"also called {', '.join(profile.aliases)}")
-    print_line(f"digest {profile.digest}")
+    print_line(f"{profile.status}, digest {profile.digest}")
     print_line()
     _print_facts(profile.facts())
     print_line()
-    print_line(f"weight widths with {profile.provider}: {_bits(profile)} bits")
+    doubtful = unconfirmed(profile)
+    if doubtful:
+        print_line(f"unconfirmed, check on the board: {', '.join(doubtful)}")
+    print_line(f"weight widths with {profile.provider}: {_bits(profile.usable_widths())} bits")
     for bits, reason in profile.refused_widths():
         print_line(f"not {bits} bits: {reason}")
-    for note in (profile.runtime.note, profile.power.note):
-        if note is not None:
-            print_line(f"note: {note}")
+    if profile.runtime.install is not None:
+        print_line(f"install first: {profile.runtime.install}")
+        print_line(_stock(profile))
+    for note in profile.all_notes():
+        print_line(f"note: {note}")
 
 
 @app.command("validate", epilog=_VALIDATE_EXAMPLES)
@@ -121,8 +124,49 @@ def validate_command(
     raise typer.Exit(code)
 
 
-def _bits(profile: Profile, between: str = ", ") -> str:
-    return between.join(str(width.bits) for width in profile.usable_widths())
+def _bits(widths: Iterable[Width], between: str = ", ") -> str:
+    return between.join(str(width.bits) for width in widths)
+
+
+def _row(profile: Profile) -> tuple[str, ...]:
+    return (
+        profile.id,
+        f"{profile.memory.budget_mib} MiB",
+        _bits(profile.usable_widths(), " "),
+        profile.power.source,
+        str(sum(fact.grade == "unconfirmed" for fact in profile.facts())),
+        next(iter(profile.aliases), "-"),  # the usual one; a terminal of 80 columns has no room for all
+    )
+
+
+def _remarks(profiles: Iterable[Profile]) -> list[str]:
+    """What the columns of the list do not say: which boards are no target, and which need more than they bring."""
+    kinds = {
+        "legacy": [profile.id for profile in profiles if profile.status == "legacy"],
+        "to develop on, not to ship to": [
+            profile.id for profile in profiles if profile.status == "development-host"
+        ],
+        "runs a bundle only after something is installed (`show` says what)": [
+            profile.id for profile in profiles if profile.runtime.install is not None
+        ],
+    }
+    lines = [f"{words}: {', '.join(ids)}" for words, ids in kinds.items() if ids]
+    return [
+        *lines,
+        "open: facts that nobody has confirmed; `show` names them, and every other name of a board",
+    ]
+
+
+def _stock(profile: Profile) -> str:
+    """What the system as delivered would do, for a profile that plans with another runtime."""
+    stock = profile.runtime.stock
+    if stock is None:
+        return ""
+    if stock.onnxruntime is None:
+        return f"as delivered: {stock.system}, whose onnxruntime is not known here"
+    python = f" with Python {stock.python}" if stock.python else ""
+    does = f"runs {_bits(profile.stock_widths())} bits" if profile.stock_widths() else "runs no width"
+    return f"as delivered: {stock.system}{python} gets onnxruntime {stock.onnxruntime}, which {does}"
 
 
 def _print_facts(facts: tuple[Fact, ...]) -> None:
@@ -153,6 +197,7 @@ def _summary(profile: Profile) -> dict[str, Any]:
         "id": profile.id,
         "name": profile.name,
         "aliases": list(profile.aliases),
+        "family": profile.family,
         "status": profile.status,
         "memory_kind": profile.memory.kind,
         "visible_mib": profile.memory.visible_mib,
@@ -160,8 +205,10 @@ def _summary(profile: Profile) -> dict[str, Any]:
         "provider": profile.provider,
         "usable_bits": [width.bits for width in profile.usable_widths()],
         "refused": [{"bits": bits, "reason": reason} for bits, reason in profile.refused_widths()],
+        "install_first": profile.runtime.install,
         "power_source": profile.power.source,
         "lowest_grade": profile.lowest_grade(),
+        "unconfirmed": list(unconfirmed(profile)),
         "digest": profile.digest,
     }
 
@@ -175,7 +222,8 @@ def _details(profile: Profile) -> dict[str, Any]:
             {"path": fact.path, "value": fact.value, "grade": fact.grade, "sources": list(fact.sources)}
             for fact in profile.facts()
         ],
-        "notes": [note for note in (profile.runtime.note, profile.power.note) if note is not None],
+        "stock_bits": [width.bits for width in profile.stock_widths()],
+        "notes": list(profile.all_notes()),
     }
 
 

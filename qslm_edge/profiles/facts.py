@@ -36,7 +36,7 @@ class Fact:
 
 
 def fact_values(profile: Profile) -> dict[str, Any]:
-    """Return every stated fact by its dotted path. Identity, notes and absent values are no facts.
+    """Return every stated fact by its dotted path. Identity, notes, advice and absent values are no facts.
 
     Widths stand under ``widths.<provider>.<bits>``, modes under ``power_modes.<name>``, idle power under
     ``idle_w.<number>`` counted from 1.
@@ -94,7 +94,7 @@ def check_paths(facts: Mapping[str, Any], grades: Mapping[str, Grade], sources: 
 def _flatten(path: str, value: Any, found: dict[str, Any]) -> None:
     if isinstance(value, dict) and not path.endswith(".estimate"):
         for key, below in value.items():
-            if key != "note":
+            if key not in ("note", "install"):
                 _flatten(f"{path}.{key}", below, found)
     elif value is not None and value != []:
         found[path] = value

@@ -10,6 +10,7 @@ the missing ones.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -65,15 +66,28 @@ def load_profile(name_or_path: str) -> Profile:
     for profile in profiles:
         if name_or_path in profile.aliases:
             return profile
-    known = [name for profile in profiles for name in (profile.id, *profile.aliases)]
-    near = get_close_matches(name_or_path.lower(), known, n=1, cutoff=0.5)
-    guess = f"did you mean '{near[0]}'? " if near else ""
+    guess = _guess(name_or_path, profiles)
     raise ProfileError(
         "unknown board",
         found=_shown(name_or_path),
         hint=f"{guess}`qslm-edge profiles list` shows the boards; a file of your own needs a path, "
         "e.g. ./my-board.toml",
     )
+
+
+def _guess(name: str, profiles: list[Profile]) -> str:
+    """Ask what an unknown name may mean: every size of a board named without its memory, else the nearest."""
+    plain = name.lower().replace("_", "-").replace(" ", "-")
+    known = {each: profile.id for profile in profiles for each in (profile.id, *profile.aliases)}
+    sizes: dict[str, str] = {}
+    for each, board in known.items():
+        if plain and re.fullmatch(rf"{re.escape(plain)}-[0-9]+gb", each):
+            sizes.setdefault(board, each)
+    if plain not in known and len(sizes) > 1:
+        *firsts, last = (f"'{each}'" for each in sorted(sizes.values(), key=lambda each: (len(each), each)))
+        return f"did you mean {', '.join(firsts)} or {last}? "
+    near = get_close_matches(plain, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def list_profiles() -> list[Profile]:

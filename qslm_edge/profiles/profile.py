@@ -1,8 +1,9 @@
 """A whole device profile: what its sections must agree on, and the questions the pipeline asks of it.
 
 The planned provider is the first of ``runtime.providers`` with a usable width. A width is usable when its
-first onnxruntime release is not newer than the one the board's stock system gets. Rows of a provider
-outside ``runtime.providers`` are kept too: they say what another runtime on the same board would give.
+first onnxruntime release is not newer than the one of the board's runtime: the stock system, or what
+``runtime.install`` asks for where that cannot run a bundle. Rows of a provider outside
+``runtime.providers`` are kept too: they say what another runtime on the same board would give.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class Profile(Section):
     name: Text = Field(description="name for people")
     aliases: Texts = Field(default=(), description="other names that users type")
     description: Text = Field(description="one line")
+    family: sections.Family = Field(
+        default="other",
+        description="'jetson', 'raspberry-pi', 'arm-board', 'x86', 'nvidia-gpu', 'apple' or 'other'",
+    )
     status: Literal["supported", "legacy", "development-host"] = Field(
         description="'supported', 'legacy' or 'development-host'"
     )
@@ -50,6 +55,7 @@ class Profile(Section):
         default=(), max_length=16, description="one [[idle_w]] a condition"
     )
     match: sections.Match = Field(default=sections.Match(), description="the section [match]")
+    notes: Texts = Field(default=(), description="list of lines that a user of the board should read")
     grades: dict[str, Grade] = Field(
         description="dotted key = 'chosen', 'measured', 'sourced' or 'unconfirmed'; '*' is the rest"
     )
@@ -143,14 +149,19 @@ class Profile(Section):
         return self.usable_widths()[0].provider
 
     def usable_widths(self) -> tuple[Width, ...]:
-        """Return the widths the board runs with its stock runtime, widest first, all of one provider."""
-        for provider in self.runtime.providers:
-            found = [
-                width for width in self.widths if width.provider == provider and self._is_new_enough(width)
-            ]
-            if found:
-                return tuple(sorted(found, key=lambda width: -width.bits))
-        return ()
+        """Return the widths the board runs with the runtime it plans for, widest first, all of one provider."""
+        return self._usable_with(self.runtime.onnxruntime)
+
+    def stock_widths(self) -> tuple[Width, ...]:
+        """Return what the onnxruntime of the system as delivered would run; empty: nothing, or not known.
+
+        Equal to ``usable_widths`` unless ``runtime.install`` asks for another runtime. Then it is what the
+        release alone could do: whether the Python beside it can run a bundle is another question.
+        """
+        if self.runtime.stock is None:
+            return self.usable_widths()
+        release = self.runtime.stock.onnxruntime
+        return () if release is None else self._usable_with(release)
 
     def refused_widths(self) -> list[tuple[int, str]]:
         """Return (bits, reason) of each packed width not usable: which release or provider would run it."""
@@ -188,6 +199,10 @@ class Profile(Section):
         """Return the worst grade of all facts."""
         return worst(fact.grade for fact in self.facts())
 
+    def all_notes(self) -> tuple[str, ...]:
+        """Return what a user should read beside the facts: of the board, its runtime and its power read-out."""
+        return (*self.notes, *(note for note in (self.runtime.note, self.power.note) if note is not None))
+
     def to_manifest(self) -> dict[str, Any]:
         """Return what the board itself needs of the profile, as plain JSON data for the bundle's manifest."""
         return {
@@ -204,8 +219,14 @@ class Profile(Section):
             "power_modes": [mode.model_dump(mode="json") for mode in self.power_modes],
         }
 
-    def _is_new_enough(self, width: Width) -> bool:
-        return version_key(self.runtime.onnxruntime) >= version_key(width.min_onnxruntime)
+    def _usable_with(self, release: str) -> tuple[Width, ...]:
+        for provider in self.runtime.providers:
+            found = [
+                width for width in self.widths if width.provider == provider and _has_kernel(width, release)
+            ]
+            if found:
+                return tuple(sorted(found, key=lambda width: -width.bits))
+        return ()
 
     def _why_not(self, bits: int) -> str:
         ways = []
@@ -218,7 +239,7 @@ class Profile(Section):
                     f"{width.provider}, which the stock runtime lacks, runs it from "
                     f"{width.min_onnxruntime}{extra}"
                 )
-            elif not self._is_new_enough(width):
+            elif not _has_kernel(width, self.runtime.onnxruntime):
                 ways.append(
                     f"{width.provider} runs it from onnxruntime {width.min_onnxruntime}, "
                     f"the board has {self.runtime.onnxruntime}"
@@ -234,6 +255,10 @@ class Profile(Section):
         if key is None and self.grade(path) in ("measured", "sourced"):
             key = "*"
         return self.sources.get(key, ()) if key is not None else ()
+
+
+def _has_kernel(width: Width, release: str) -> bool:
+    return version_key(release) >= version_key(width.min_onnxruntime)
 
 
 def _either(values: tuple[int, ...]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "PowerMode",
     "Runtime",
     "Section",
+    "Stock",
     "Width",
     "as_tuple",
     "problem",
@@ -54,9 +55,23 @@ Texts = Annotated[
 ]
 Version = Annotated[str, Field(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}$")]
 Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+Family = Literal["jetson", "raspberry-pi", "arm-board", "x86", "nvidia-gpu", "apple", "other"]
+Python = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
 PowerSource = Literal[
-    "ina3221", "ina3221x", "ina238", "nvml", "rapl", "rpi-pmic", "hwmon", "battery", "powermetrics", "none"
+    "ina3221",
+    "ina3221x",
+    "ina238",
+    "tegrastats",
+    "nvml",
+    "rapl",
+    "rpi-pmic",
+    "hwmon",
+    "battery",
+    "powermetrics",
+    "none",
 ]
+RUNNER_PYTHON = (3, 10)
+"""Oldest Python that the runner of a bundle works with: what is older cannot verify a bundle."""
 
 
 class Section(BaseModel):
@@ -166,19 +181,69 @@ class Accelerator(Section):
     )
 
 
-class Runtime(Section):
-    """[runtime]: what the board's stock system runs."""
+class Stock(Section):
+    """[runtime.stock]: what the board brings along, where that cannot run a bundle."""
 
-    onnxruntime: Version = Field(
-        description="release that the stock system gets, three numbers such as '1.23.2'"
+    system: Text = Field(description="the system as it is installed, e.g. 'JetPack 5.1 (L4T 35)'")
+    python: Python | None = Field(
+        default=None, description="its Python, such as '3.8'; absent: not known, or none"
     )
-    python: str = Field(pattern=r"^3\.[0-9]{1,2}$", description="Python of the stock system, such as '3.10'")
+    onnxruntime: Version | None = Field(
+        default=None, description="newest release for that Python, such as '1.19.2'; absent: not known"
+    )
+
+
+class Runtime(Section):
+    """[runtime]: what the board runs a bundle with: its stock system, or what stands in for it."""
+
+    system: Text | None = Field(
+        default=None, description="the system that the figures are for, e.g. 'JetPack 6.2 (L4T 36.4)'"
+    )
+    onnxruntime: Version = Field(
+        description="release that the system gets, three numbers such as '1.23.2'; the stock system unless "
+        "install says otherwise"
+    )
+    python: Python = Field(
+        description="Python that gets this release, 3.10 or newer; the stock system's unless install says "
+        "otherwise"
+    )
+    install: Text | None = Field(
+        default=None,
+        description="one line: what the owner must install first, since the stock system cannot run a bundle",
+    )
+    stock: Stock | None = Field(
+        default=None, description="the section [runtime.stock]: what the board brings along instead"
+    )
     providers: Annotated[tuple[Provider, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)] = Field(
-        min_length=1, description="what the stock runtime really runs, in order of preference"
+        min_length=1, description="what this runtime really runs, in order of preference"
     )
     opset: Literal[21] = Field(default=21, description="21: every release from 1.18 on loads it")
     ir_version: Literal[10] = Field(default=10, description="10: every release from 1.18 on loads it")
     note: Text | None = Field(default=None, description="one line, e.g. how another provider can be had")
+
+    @model_validator(mode="after")
+    def _check(self) -> Runtime:
+        if tuple(int(part) for part in self.python.split(".")) < RUNNER_PYTHON:
+            oldest = ".".join(str(part) for part in RUNNER_PYTHON)
+            raise problem(
+                "python",
+                "too old to run a bundle",
+                found=self.python,
+                allowed=f"{oldest} or newer, which install names; the stock one stands in [runtime.stock]",
+            )
+        if self.stock is not None and self.install is None:
+            raise problem(
+                "install",
+                "missing beside [runtime.stock]",
+                allowed="one line: what the owner must install first",
+            )
+        if self.install is not None and self.stock is None:
+            raise problem(
+                "stock",
+                "missing beside install",
+                allowed="a table [runtime.stock] that says what the board brings along",
+            )
+        return self
 
 
 class Width(Section):
@@ -243,6 +308,9 @@ class Power(Section):
         default=(), description="rails to add, or RAPL zones in order of preference; '*': all rails"
     )
     parts: Texts = Field(default=(), description="rails reported beside the total, never added to it")
+    parts_source: PowerSource | None = Field(
+        default=None, description="how the parts are read; absent: as the total is"
+    )
     scope: Text | None = Field(default=None, description="what the figure covers, in words")
     skip: Texts = Field(default=(), description="channels that are never read")
     estimate: Estimate | None = Field(default=None, description="calibration from rails to the whole board")
@@ -254,6 +322,8 @@ class Power(Section):
             if self.total or self.parts or self.estimate:
                 raise problem("total", "rails without a power source", allowed="no total, parts or estimate")
             return self
+        if self.parts_source is not None and not self.parts:
+            raise problem("parts", "missing beside parts_source", allowed="at least one rail")
         if self.source != "powermetrics" and not self.total:
             raise problem("total", "no rail to measure", allowed="at least one rail, zone or counter")
         if self.scope is None:
@@ -287,10 +357,18 @@ class IdlePower(Section):
 
 
 class Match(Section):
-    """[match]: how a runner knows the board: any of three ways; an empty match never matches."""
+    """[match]: how a runner knows the board. All that is given must hold; an empty match never matches."""
 
-    device_tree_model: Texts = Field(default=(), description="parts of /proc/device-tree/model, any of them")
-    gpu_name: Texts = Field(default=(), description="parts of the name that nvidia-smi shows, any of them")
+    device_tree_model: Texts = Field(
+        default=(), description="whole words of /proc/device-tree/model, any entry of the list"
+    )
+    gpu_name: Texts = Field(
+        default=(), description="whole words of the name that nvidia-smi shows, any entry of the list"
+    )
+    cpu_model: Texts = Field(
+        default=(),
+        description="whole words of the processor's name, any entry; for boards without a device tree",
+    )
     arch: Literal["aarch64", "x86_64"] | None = Field(
         default=None, description="as `uname -m` says it; for generic records, together with features"
     )

@@ -23,7 +23,7 @@ from qslm_edge.runner.power.nvml import ask_nvml, gpu_handles, start_nvml
 
 __all__ = ["MATCH_KEYS", "Machine", "identify", "matches"]
 
-MATCH_KEYS = ("device_tree_model", "gpu_name", "arch", "features")
+MATCH_KEYS = ("device_tree_model", "gpu_name", "cpu_model", "arch", "features")
 ARCHES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 # /proc/cpuinfo of ARM names cores by number only: (implementer, part), as in the kernel's cputype.h.
@@ -269,19 +269,29 @@ def _holds(key: str, wanted: list[str], machine: Machine) -> tuple[bool, str]:
     if key == "features":
         missing = [text for text in wanted if text not in machine.features]
         return not missing, f"features {' '.join(missing or wanted)}"
-    present = [machine.device_tree_model or ""] if key == "device_tree_model" else list(machine.gpu_names)
-    hit = any(text.casefold() in name.casefold() for text in wanted for name in present)
+    names = {
+        "device_tree_model": (machine.device_tree_model or "",),
+        "gpu_name": machine.gpu_names,
+        "cpu_model": (machine.cpu_model or "",),
+    }
+    hit = any(_stands_in(text, name) for text in wanted for name in names[key])
     return hit, f"{key} containing {' or '.join(repr(text) for text in wanted)}"
+
+
+def _stands_in(words: str, name: str) -> bool:
+    """Whether whole words stand in a name, capitals aside: an L4 is no L40S, a Raspberry Pi 5 no 500."""
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", name, re.IGNORECASE) is not None
 
 
 def matches(match: Mapping[str, object], machine: Machine) -> tuple[bool, str]:
     """Decide whether a host is the board of a profile.
 
     Args:
-        match: conditions of the profile, all of which must hold: `device_tree_model` and `gpu_name` (lists of
-            texts, one of which must occur in the name, capitals aside), `arch` (text), `features` (list, all
-            of which every core must have). None and empty values are not conditions. Without a condition, or
-            with one that this version does not know or cannot read, no host matches.
+        match: conditions of the profile, all of which must hold: `device_tree_model`, `gpu_name` and
+            `cpu_model` (lists of texts, one of which must stand in the name as whole words, capitals aside),
+            `arch` (text), `features` (list, all of which every core must have). None and empty values are not
+            conditions. Without a condition, or with one that this version does not know or cannot read, no
+            host matches.
         machine: the host, from `identify`.
 
     Returns:

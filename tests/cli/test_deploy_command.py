@@ -147,6 +147,15 @@ def test_ctrl_c_during_export_leaves_no_half_bundle(
     assert json.loads(result.stdout)["search"]["cost"]["replayed_from_journal"] > 0
 
 
+def test_what_the_board_needs_first_is_said_before_the_work(run: Invoke, tmp_path: Path) -> None:
+    words = ["--profile", "jetson-nano", "--model", tmp_path / "none.pth", "--out", tmp_path / "run"]
+    first, second = run("deploy", *words).stderr.splitlines()
+    assert first.startswith(
+        "jetson-nano runs the bundle only with this installed: an own Python 3.11 or newer"
+    )
+    assert second.startswith("error: ")
+
+
 # what is refused
 
 

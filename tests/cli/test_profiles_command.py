@@ -33,12 +33,30 @@ def bad(tmp_path: Path) -> Path:
 def test_list_has_a_row_a_board() -> None:
     result = profiles("list")
     assert result.exit_code == 0
-    head, *rows = [line.split() for line in result.stdout.splitlines()]
-    assert head == ["board", "aliases", "budget", "bits", "power", "grade"]
-    assert [row[0] for row in rows] == device_profiles.names()
-    assert rows[2] == [
-        "jetson-orin-nano", "jetson-orin", "2861", "MiB", "32", "16", "8", "4", "ina3221", "unconfirmed"
-    ]  # fmt: skip
+    head, *lines = [line.split() for line in result.stdout.splitlines()]
+    assert head == ["board", "budget", "bits", "power", "open", "also"]
+    rows = [line for line in lines if line and line[0] in device_profiles.names()]
+    assert sorted(row[0] for row in rows) == device_profiles.names()
+    assert rows[3] == ["jetson-orin-nano", "2861", "MiB", "32", "16", "8", "4", "ina3221", "3", "jetson-orin"]
+    assert lines[7] == []  # a blank line between families
+    assert lines[8][0] == "raspberry-pi-4"
+
+
+def test_list_fits_a_terminal_of_80_columns() -> None:
+    table = profiles("list").stdout.split("\nlegacy:")[0]
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= 80
+
+
+def test_list_ends_with_what_the_columns_do_not_say() -> None:
+    assert profiles("list").stdout.splitlines()[-4:] == [
+        "legacy: jetson-nano, jetson-xavier-nx",
+        "to develop on, not to ship to: apple-m",
+        (
+            "runs a bundle only after something is installed (`show` says what): "
+            "apple-m, imx8mp, imx95, jetson-nano, jetson-xavier-nx"
+        ),
+        "open: facts that nobody has confirmed; `show` names them, and every other name of a board",
+    ]
 
 
 def test_list_as_json() -> None:
@@ -49,6 +67,10 @@ def test_list_as_json() -> None:
     assert boards["x86-laptop"]["usable_bits"] == [32, 16, 8, 4, 2]
     assert boards["jetson-orin-nano"]["refused"][0]["bits"] == 2
     assert boards["h100"]["digest"] == load_profile("h100").digest
+    assert (boards["rk3588"]["family"], boards["rk3588"]["install_first"]) == ("arm-board", None)
+    assert boards["jetson-nano"]["install_first"].startswith("an own Python 3.11 or newer")
+    assert boards["jetson-nano"]["unconfirmed"] == ["match"]
+    assert boards["raspberry-pi-5-8gb"]["aliases"][0] == "pi5"
 
 
 def test_show_gives_grade_source_and_refusal() -> None:
@@ -56,7 +78,13 @@ def test_show_gives_grade_source_and_refusal() -> None:
     assert result.exit_code == 0
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0] == "jetson-orin-nano: NVIDIA Jetson Orin Nano 8GB (Super)"
+    assert lines[2] == "also called jetson-orin, jetson-orin-nano-8gb, jetson-orin-nano-super, orin-nano"
+    assert lines[3].startswith("supported, digest ")
     assert "memory.visible_mib 7486 sourced 3" in lines
+    assert (
+        "unconfirmed, check on the board: widths.CUDAExecutionProvider.8, widths.CUDAExecutionProvider.4, match"
+        in lines
+    )
     assert "[3] output of free published by users" in lines
     assert "match.device_tree_model Jetson Orin Nano unconfirmed -" in lines
     assert "weight widths with CPUExecutionProvider: 32, 16, 8, 4 bits" in lines
@@ -64,6 +92,37 @@ def test_show_gives_grade_source_and_refusal() -> None:
         line.startswith("not 2 bits: CPUExecutionProvider runs it from onnxruntime 1.28.0") for line in lines
     )
     assert any(line.startswith("note: CUDA needs an onnxruntime build with sm_87 code") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "stock"),
+    [
+        (
+            "jetson-nano",
+            "as delivered: JetPack 4.6 (L4T 32.7) with Python 3.6 gets onnxruntime 1.10.0, which runs no width",
+        ),
+        (
+            "xavier-nx",
+            "as delivered: JetPack 5.1 (L4T 35) with Python 3.8 gets onnxruntime 1.19.2, which runs 32, 16 bits",
+        ),
+        ("imx95", "as delivered: Yocto (NXP BSP), whose onnxruntime is not known here"),
+    ],
+)
+def test_show_says_what_must_be_installed_first_and_why(name: str, stock: str) -> None:
+    lines = profiles("show", name).stdout.splitlines()
+    assert f"install first: {load_profile(name).runtime.install}" in lines
+    assert stock in lines
+
+
+@pytest.mark.parametrize("name", device_profiles.names())
+def test_show_of_every_board(name: str) -> None:
+    result = profiles("show", name)
+    profile = load_profile(name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line for line in result.stdout.splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in profile.all_notes()
+    ]
+    assert ("install first: " in result.stdout) == (profile.runtime.install is not None)
 
 
 def test_show_as_json_has_every_fact() -> None:
@@ -78,6 +137,7 @@ def test_show_as_json_has_every_fact() -> None:
         "sources": ["read on one card with nvidia-smi and NVML, driver 580"],
     }
     assert [width["bits"] for width in shown["usable_widths"]] == [32, 16, 8, 4, 2]
+    assert shown["stock_bits"] == [32, 16, 8, 4, 2]
 
 
 def test_show_takes_a_file(tmp_path: Path) -> None:

@@ -178,6 +178,27 @@ def test_another_host_is_a_rehearsal(match: dict[str, object], words: str) -> No
     assert words in why
 
 
+@pytest.mark.parametrize(
+    ("key", "wanted", "name", "hit"),
+    [
+        ("gpu_name", "NVIDIA L4", "NVIDIA L4", True),
+        ("gpu_name", "NVIDIA L4", "NVIDIA L40S", False),
+        ("gpu_name", "NVIDIA H200", "NVIDIA GH200 480GB", False),
+        ("device_tree_model", "Raspberry Pi 5", "Raspberry Pi 500 Rev 1.0", False),
+        ("device_tree_model", "i.MX8MPlus", "NXP i.MX8MPlus EVK board", True),
+        ("device_tree_model", "i.MX95", "NXP iXMX95", False),
+        ("cpu_model", "N100", "Intel(R) N100", True),
+        ("cpu_model", "N100", "Intel(R) N1000", False),
+        ("cpu_model", "apple m1", "Apple M1 Pro", True),
+    ],
+)
+def test_a_name_is_told_by_whole_words(key: str, wanted: str, name: str, hit: bool) -> None:
+    names = {"gpu_names": (name,)} if key == "gpu_name" else {key: name}
+    empty = dataclasses.replace(PI, device_tree_model=None, cpu_model=None)
+    assert matches({key: [wanted]}, dataclasses.replace(empty, **names))[0] is hit
+    assert matches({key: [wanted]}, empty)[0] is False
+
+
 def test_gpu_host() -> None:
     assert matches({"gpu_name": ["H100"]}, SERVER)[0] is True
     assert matches({"device_tree_model": ["H100"]}, SERVER)[0] is False
