@@ -20,6 +20,8 @@ from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, Qs
 from qslm_edge.runner.checks import score_bundle
 from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
 from qslm_edge.runner.decode import DecodeOptions, measure_decode
+from qslm_edge.runner.power import SOURCES, PowerPlan
+from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.session import CPU, bundle_path_of
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
@@ -53,6 +55,18 @@ def _parser() -> argparse.ArgumentParser:
         default="smoke",
         help="power measurement (default smoke)",
     )
+    verify.add_argument(
+        "--power-source",
+        choices=sorted(SOURCES),
+        metavar="NAME",
+        help="read power by this interface and no other (default: the profile's): "
+        f"{', '.join(sorted(SOURCES))}; csv for an external meter",
+    )
+    verify.add_argument(
+        "--power-marker",
+        action="store_true",
+        help="make three bursts of load first, to align the log of an external meter",
+    )
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
     for name in ("_score", "_decode"):
@@ -65,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         hidden.add_argument("--power", default="off")
         hidden.add_argument("--power-source")
         hidden.add_argument("--memory-budget-bytes", type=_positive)
-        hidden.add_argument("--is-board", action="store_true")
+        for flag in ("--is-board", "--only-power-source", "--power-marker"):
+            hidden.add_argument(flag, action="store_true")
     return parser
 
 
@@ -128,6 +143,7 @@ def _out(text: str) -> None:
 
 
 def _verify(path: Path, options: argparse.Namespace) -> int:
+    check_power_flags(options.power, options.power_source, options.power_marker)
     if options.output is not None:
         _check_output(options.output)
     seen: list[str] = []
@@ -139,7 +155,14 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
 
     result = verify_bundle(
         path,
-        VerifyOptions(options.provider, options.threads, options.steps, options.power),
+        VerifyOptions(
+            options.provider,
+            options.threads,
+            options.steps,
+            options.power,
+            power_source=options.power_source,
+            power_marker=options.power_marker,
+        ),
         progress,
     )
     text = json.dumps(result, indent=1, allow_nan=False)
@@ -192,6 +215,9 @@ def _child(options: argparse.Namespace) -> int:
                 steps=options.steps,
                 power=options.power,
                 power_source=options.power_source,
+                power_plan=PowerPlan.from_mapping(bundle.manifest["profile"]["power"]),
+                power_marker=options.power_marker,
+                only_source=options.only_power_source,
                 is_board=options.is_board,
             )
             answer = measure_decode(
