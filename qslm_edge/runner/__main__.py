@@ -22,6 +22,8 @@ from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
 from qslm_edge.runner.decode import DecodeOptions, measure_decode
 from qslm_edge.runner.power import SOURCES, PowerPlan
 from qslm_edge.runner.power.external import check_power_flags
+from qslm_edge.runner.power.meter import import_log, meter_lines
+from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
 from qslm_edge.runner.session import CPU, bundle_path_of
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|info")
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make three bursts of load first, to align the log of an external meter",
     )
+    add_meter_command(commands)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
     for name in ("_score", "_decode"):
@@ -98,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _child(options)
     try:
         with _sigterm_as_interrupt():
+            if options.command == "meter":
+                return _meter(options)
             path = options.bundle or bundle_path_of(sys.argv[0]) or Path()
             if options.command == "info":
                 _out(json.dumps(open_bundle(path).manifest, indent=1))
@@ -169,6 +174,17 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
     if options.output is not None:
         _write(options.output, text + "\n")
     _out(text if options.json else "\n".join(summary_lines(result)))
+    return int(result["exit_code"])
+
+
+def _meter(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        _check_output(options.output)
+    result = import_log(options.result, options.log, meter_options(options))
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options.output is not None:
+        _write(options.output, text + "\n")
+    _out(text if options.json else "\n".join(meter_lines(result)))
     return int(result["exit_code"])
 
 

@@ -99,7 +99,7 @@ def test_without_a_bundle_it_is_the_folder_of_the_archive(
     "words",
     [
         *([], ["verify", "--threads", "0"], ["verify", "--threads", "x"], ["verify", "--steps", "-1"]),
-        *(["verify", "--power", "much"], ["verify", "--power-source", "none"]),
+        *(["verify", "--power", "much"], ["verify", "--power-source", "none"], ["meter", "a.json"]),
         *(["meter", "a.json", "b.csv", "--format", "x"], ["meter", "a.json", "b.csv", "--supply-v", "x"]),
         *(["nonsense"], ["verify", "--unknown"], ["_score", "place"]),
     ],
