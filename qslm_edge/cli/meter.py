@@ -17,10 +17,10 @@ __all__ = ["EXAMPLES", "command"]
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  [cyan]qslm-edge verify bundle --power-source csv --power-marker --output verify.json[/cyan]   with the meter logging
-  [cyan]qslm-edge meter verify.json log.csv[/cyan]                                aligned by the marker
-  [cyan]qslm-edge meter verify.json ppk2.csv --supply-v 5.0[/cyan]                 a meter without a voltage
-  [cyan]qslm-edge meter verify.json log.csv --align clock[/cyan]                   both clocks set by NTP
+  [cyan]qslm-edge verify bundle --power-source csv --power-marker --output v.json[/cyan]
+  [cyan]qslm-edge meter v.json log.csv[/cyan]                  aligned by the marker
+  [cyan]qslm-edge meter v.json ppk2.csv --supply-v 5.0[/cyan]  a log without a voltage
+  [cyan]qslm-edge meter v.json log.csv --align clock[/cyan]    both clocks set by NTP
 
 Exit codes: 0 figures, 2 a file that cannot be used or aligned, 3 no valid window, 130 interrupted.
 """

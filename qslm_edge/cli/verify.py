@@ -24,7 +24,7 @@ EXAMPLES = """
   [cyan]qslm-edge verify runs/demo/bundle[/cyan]
   [cyan]qslm-edge verify runs/demo/bundle --power off --json > verify.json[/cyan]  in CI
   [cyan]qslm-edge verify bundle --max-ppl-increase 0.5[/cyan]                      under a tighter limit
-  [cyan]qslm-edge verify bundle --power-source csv --power-marker[/cyan]           with an external meter: see `meter`
+  [cyan]qslm-edge verify bundle --power-source csv --power-marker[/cyan]           see `meter`
   [cyan]python3 bundle/run.pyz verify[/cyan]                                       without this package
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.

@@ -1,7 +1,8 @@
 """Any other monitor that Linux shows below /sys/class/hwmon: INA219, INA226, power meters, energy counters.
 
 energy*_input (microjoules, a counter) is taken before power*_input (microwatts) and that before
-power*_average; where a chip has neither, there is no figure. What a channel covers only the wiring tells, so
+power*_average; where a chip has neither, there is no figure. Chips that stand for a battery or a plug are left to
+battery.py, which looks whether it discharges. What a channel covers only the wiring tells, so
 that without a profile nothing is taken where more than one channel could be meant.
 Source: https://docs.kernel.org/hwmon/sysfs-interface.html
 """
@@ -54,12 +55,16 @@ class Channel:
 
 def find_channels(root: Path) -> list[Channel]:
     """The best file of every channel of every chip, in order of the folders."""
+    # hwmon writes the name of a power supply with "_" for "-"
+    supplies = {
+        path.rsplit("/", 1)[-1].replace("-", "_") for path in list_paths(root, "sys/class/power_supply/*")
+    }
     best: dict[tuple[str, str], tuple[int, Channel]] = {}
     for path in list_paths(root, f"{HWMON}/hwmon*/*_*"):
         folder, _, file = path.rpartition("/")
         match = _FILE.fullmatch(file)
         chip = read_text(root, f"{folder}/name").value if match else None
-        if match is None or not chip:
+        if match is None or not chip or chip in supplies:
             continue
         what, number, form = match.groups()
         if f"{what}_{form}" not in _PREFERENCE:

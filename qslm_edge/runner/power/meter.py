@@ -37,6 +37,7 @@ __all__ = ["SCHEMA", "MeterOptions", "import_log", "meter_lines"]
 SCHEMA = "qslm-edge/meter/1"
 MAX_RATE_HZ = 100.0
 MIN_IDLE_S = 3.0  # below this its noise is not known
+MAX_PHASE_S = 86_400.0
 MAX_RESULT_BYTES = 512 * 2**20
 PHASES = ("settle", "idle_loaded", "warm_up", "run", "idle_after")
 
@@ -72,8 +73,10 @@ class _Run:
 
 def _edges(value: object) -> Edges:
     start_s, end_s = value if isinstance(value, list) and len(value) == 2 else (None, None)
-    if isinstance(start_s, (int, float)) and isinstance(end_s, (int, float)) and start_s <= end_s:
-        return float(start_s), float(end_s)
+    if isinstance(start_s, (int, float)) and isinstance(end_s, (int, float)):
+        edges = float(start_s), float(end_s)
+        if math.isfinite(edges[0]) and 0 <= edges[1] - edges[0] <= MAX_PHASE_S:
+            return edges
     raise ValueError("edges")
 
 
@@ -119,7 +122,7 @@ def _read_result(path: Path) -> tuple[list[_Run], str | None]:
                 hint="verify with --power-source csv: the phases pass for the external meter",
             )
         return [_run(run) for run in runs], digest if isinstance(digest, str) else None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         raise InputError("the phases of the power run are damaged", where=path) from None
 
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -97,7 +97,8 @@ class MeterLog:
         return float(np.median(np.diff(self.time_s)))
 
 
-def _lines(path: Path) -> tuple[list[str], str]:
+def _digest(path: Path) -> str:
+    """sha256 of the file, after its size."""
     try:
         size = path.stat().st_size
         if size > MAX_LOG_BYTES:
@@ -108,16 +109,31 @@ def _lines(path: Path) -> tuple[list[str], str]:
                 allowed=f"{MAX_LOG_BYTES // 2**20} MiB",
                 hint="export it at a lower rate, or only the part of the run",
             )
-        data = path.read_bytes()
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
     except OSError as error:
         raise InputError("the log cannot be read", where=path, found=error.strerror) from None
+    return digest.hexdigest()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    number = 0
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                number += 1
+                yield line
+    except OSError as error:
+        raise InputError("the log cannot be read", where=path, found=error.strerror) from None
+    except UnicodeDecodeError:
         raise InputError(
-            "the log is not UTF-8 text", where=path, found=f"byte {error.start}", hint="export it as CSV"
+            "the log is not UTF-8 text",
+            where=path,
+            found=f"other bytes after line {number}",
+            hint="export it as CSV",
         ) from None
-    return text.splitlines(), hashlib.sha256(data).hexdigest()
 
 
 def _split(line: str) -> list[str]:
@@ -234,7 +250,7 @@ def _ptd_row(line: str) -> tuple[float, float]:
 
 
 def _rows(
-    lines: Sequence[str], form: str, path: Path, supply_v: float | None
+    lines: Iterable[str], form: str, path: Path, supply_v: float | None
 ) -> Iterator[tuple[int, tuple[float, float] | None]]:
     """Number of each line of data, and its time and power; None for one that cannot be read."""
     plan: _Plan | None = None
@@ -271,8 +287,8 @@ def read_log(path: Path, form: str = "auto", supply_v: float | None = None) -> M
     Raises:
         InputError: not readable, an unknown column or unit, no voltage, a clock that was set back.
     """
-    lines, digest = _lines(path)
-    first = next((line for line in lines if line.strip()), None)
+    digest = _digest(path)
+    first = next((line for line in _lines(path) if line.strip()), None)
     if first is None:
         raise InputError("the log is empty", where=path)
     if form == "auto":
@@ -280,7 +296,7 @@ def read_log(path: Path, form: str = "auto", supply_v: float | None = None) -> M
     times, powers = array("d"), array("d")
     left_out: list[int] = []
     last = 0
-    for number, row in _rows(lines, form, path, supply_v):
+    for number, row in _rows(_lines(path), form, path, supply_v):
         last = number
         if row is None:
             left_out.append(number)

@@ -45,10 +45,11 @@ class LineTool:
         stream = self._process.stdout
         while stream is not None:
             raw = stream.readline(MAX_LINE)
+            text = raw.decode("utf-8", "replace").strip()
             with self._news:
-                if raw:
-                    self._latest = (self._clock(), raw.decode("utf-8", "replace").strip())
-                else:
+                if text:  # a blank line after an error must not hide it
+                    self._latest = (self._clock(), text)
+                elif not raw:
                     self._ended = True
                 self._news.notify_all()
             if not raw:

@@ -346,6 +346,15 @@ def test_what_to_read_must_be_clear(tmp_path: Path) -> None:
     assert any("average" in note for note in named.notes)
 
 
+def test_a_battery_in_hwmon_is_left_to_its_own_reader(tmp_path: Path) -> None:
+    """While it charges, its power is not what the machine takes."""
+    chip(tmp_path, 0, "BAT0", power1_input=9_000_000)
+    chip(tmp_path, 1, "ucsi_source_psy", power1_input=15_000_000)
+    for name in ("BAT0", "ucsi-source-psy"):
+        (tmp_path / "sys/class/power_supply" / name).mkdir(parents=True)
+    assert find_channels(tmp_path) == []
+
+
 def test_counters_are_not_added(tmp_path: Path) -> None:
     chip(tmp_path, 0, "amd_energy", energy1_input=1, energy2_input=2)
     reason = refused(open_hwmon, tmp_path, PowerPlan(total=("energy1_input", "energy2_input")))

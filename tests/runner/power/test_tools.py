@@ -294,7 +294,7 @@ def test_instant_power_is_preferred(tmp_path: Path) -> None:
 def test_an_old_driver_gives_the_average_with_its_lag(tmp_path: Path) -> None:
     body = (
         "if any('instant' in a for a in args):\n"
-        "    print('Field \"power.draw.instant\" is not a valid field to query.', flush=True); sys.exit(2)\n"
+        "    print('Field \"power.draw.instant\" is not a valid field to query.\\n', flush=True); sys.exit(2)\n"
         "print('90.00 W', flush=True); time.sleep(0.3); print('[N/A]', flush=True); time.sleep(60)"
     )
     source = open_nvidia_smi(program=fake_smi(tmp_path, body))
