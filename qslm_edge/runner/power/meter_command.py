@@ -10,7 +10,7 @@ from typing import Any
 from qslm_edge.errors import UsageError
 from qslm_edge.runner.power.meter import MeterOptions
 from qslm_edge.runner.power.meter_align import CLOCK_ERROR_S
-from qslm_edge.runner.power.meter_log import FORMATS
+from qslm_edge.runner.power.meter_columns import FORMATS
 
 __all__ = ["ALIGNMENTS", "LOG_FORMATS", "add_meter_command", "meter_options", "parse_start"]
 

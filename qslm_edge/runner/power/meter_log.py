@@ -1,7 +1,6 @@
 """Logs of external meters: Nordic PPK2, Joulescope, FNIRSI FNB58, PTDaemon, and the plain `timestamp_s,power_w`.
 
-Quantity and unit of a column are read from its header; what is not known is refused, since a wrong unit would
-give a wrong figure without a sign. A row that cannot be read is left out, and the gap rule of the integrator
+A row that cannot be read is left out, and the gap rule of the integrator
 judges what is left. Nothing is scaled, smoothed or filled.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qslm_edge.errors import InputError
+from qslm_edge.runner.power.meter_columns import guess_format, read_column
 
-__all__ = ["FORMATS", "MeterLog", "read_log"]
+__all__ = ["MeterLog", "read_log"]
 
 MAX_LOG_BYTES = 512 * 2**20
 MAX_LINE = 4096
@@ -30,41 +29,6 @@ MAX_STAMP_S = 1e11
 MAX_FALL_S = 0.25  # loggers that read packets stamp them a little out of order
 EPOCH_S = (1e9, 4e9)  # 2001 to 2096: such a stamp is wall-clock time, a smaller one counts from the start
 PTD_TIME = "%m-%d-%Y %H:%M:%S.%f"
-
-_CELL = re.compile(r"([a-z]+)(?:[ _]*[\[(]?[ _]*([munµμ]?[svaw])[\])]?)?")
-_QUANTITIES = {
-    **dict.fromkeys(("timestamp", "time", "t"), "time"),
-    **dict.fromkeys(("voltage", "volts"), "voltage"),
-    **dict.fromkeys(("current", "amps"), "current"),
-    **dict.fromkeys(("power", "watts"), "power"),
-}
-_BASE = {"time": "s", "voltage": "v", "current": "a", "power": "w"}
-_PREFIX = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "n": 1e-9}
-_UNITS = {"time": "s, ms or us", "voltage": "V or mV", "current": "A, mA or uA", "power": "W, mW or uW"}
-
-
-@dataclass(frozen=True)
-class Format:
-    """What a meter writes.
-
-    Args:
-        ignored: columns that are known and not needed, as a pattern.
-        bare_units: True if columns without a unit are in seconds, volts, amperes and watts.
-        has_supply: False if the meter measures current alone, so that the supply voltage must be given.
-    """
-
-    ignored: str
-    bare_units: bool = False
-    has_supply: bool = True
-
-
-FORMATS: dict[str, Format] = {
-    "ppk2": Format(r"bits|d[0-7](-d[0-7])?", has_supply=False),
-    "joulescope": Format(r"charge.*|energy.*|current_range|gpi[0-9]*|gpi\[[0-9]\]", bare_units=True),
-    "fnb58": Format(r"sample_in_packet|dp_v|dn_v|temp_c(_ema)?|energy_w[sh]|capacity_a[sh]", bare_units=True),
-    "ptdaemon": Format(r".*"),
-    "generic": Format(r"(?!)"),
-}
 
 
 @dataclass(frozen=True)
@@ -143,42 +107,6 @@ def _split(line: str) -> list[str]:
     return [cell.strip().strip('"') for cell in cells]
 
 
-def _guess(header: Sequence[str]) -> str:
-    names = [cell.lower().lstrip("# ") for cell in header]
-    if names[0] == "time" and "watts" in names:
-        return "ptdaemon"
-    if any(name.startswith("d0") or name == "bits" for name in names):
-        return "ppk2"
-    if "sample_in_packet" in names or "dp_v" in names:
-        return "fnb58"
-    if any(name.startswith("charge") for name in names) or "current_range" in names:
-        return "joulescope"
-    return "generic"
-
-
-def _column(cell: str, form: str, where: str) -> tuple[str, float] | None:
-    """Quantity and factor to SI units of a column; None for one that is known and not needed."""
-    name = cell.lower().lstrip("# ").strip()
-    if re.fullmatch(FORMATS[form].ignored, name):
-        return None
-    match = _CELL.fullmatch(name)
-    quantity = _QUANTITIES.get(match[1]) if match else None
-    if match is None or quantity is None:
-        raise InputError(
-            "unknown column",
-            where=where,
-            found=cell[:40] or "an empty name",
-            allowed="time, voltage, current and power with their units, e.g. timestamp_s,power_w",
-            hint=f"name the meter by --format ({', '.join(FORMATS)}), or remove the column",
-        )
-    unit = match[2]
-    if unit is None and FORMATS[form].bare_units:
-        return quantity, 1.0
-    if unit is None or unit[-1] != _BASE[quantity]:
-        raise InputError("unknown unit", where=where, found=cell[:40], allowed=_UNITS[quantity])
-    return quantity, _PREFIX[unit[:-1]]
-
-
 @dataclass(frozen=True)
 class _Plan:
     """Where in a row the time and the power stand."""
@@ -218,7 +146,7 @@ def _stamp(cell: str) -> float:
 def _plan(header: Sequence[str], form: str, where: str, supply_v: float | None) -> _Plan:
     found: dict[str, tuple[int, float]] = {}
     for number, cell in enumerate(header):
-        column = _column(cell, form, where)
+        column = read_column(cell, form, where)
         if column is None:
             continue
         if column[0] in found:
@@ -292,7 +220,7 @@ def read_log(path: Path, form: str = "auto", supply_v: float | None = None) -> M
     if first is None:
         raise InputError("the log is empty", where=path)
     if form == "auto":
-        form = _guess(_split(first[:MAX_LINE]))
+        form = guess_format(_split(first[:MAX_LINE]))
     times, powers = array("d"), array("d")
     left_out: list[int] = []
     last = 0

@@ -17,8 +17,8 @@ from qslm_edge.runner.power import (
     Unavailable,
     open_source,
 )
-from qslm_edge.runner.power.base import Estimate
 from qslm_edge.runner.power.fake import FakeSource
+from qslm_edge.runner.power.plan import Estimate
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "power"
 PROFILE_SOURCES = (

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from qslm_edge.errors import InputError
 from qslm_edge.runner.power import meter_log
-from qslm_edge.runner.power.meter_log import FORMATS, MeterLog, read_log
+from qslm_edge.runner.power.meter_columns import FORMATS
+from qslm_edge.runner.power.meter_log import MeterLog, read_log
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "power"
 FNB = "timestamp sample_in_packet voltage_V current_A dp_V dn_V temp_C_ema energy_Ws capacity_As"

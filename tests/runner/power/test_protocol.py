@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from qslm_edge.runner.power import (
     PRESETS,
     EnergyResult,
-    ExternalMeter,
     Phases,
     PowerSource,
     Reading,
@@ -25,52 +24,9 @@ from qslm_edge.runner.power import (
     measure_energy,
     summarise_repeats,
 )
-from qslm_edge.runner.power.base import Estimate, Kind
+from qslm_edge.runner.power.base import Kind
 from qslm_edge.runner.power.fake import FakeSource, VirtualTime
-
-IDLE_W, RUN_W = 3.0, 8.0
-SMOKE = PRESETS["smoke"]
-START_S = 1000.0
-
-
-def busy(phases: Phases = SMOKE) -> tuple[float, float, float]:
-    """Start of the warm-up, start and end of the run on the virtual clock."""
-    warm_s = START_S + phases.settle_s + phases.idle_s
-    return warm_s, warm_s + phases.warmup_s, warm_s + phases.warmup_s + phases.run_s
-
-
-def load(phases: Phases = SMOKE, idle_w: float = IDLE_W, after_w: float = IDLE_W) -> Callable[[float], float]:
-    """True power over time: idle, busy from the warm-up on, then idle again."""
-    start_s, _, end_s = busy(phases)
-    return lambda time_s: idle_w if time_s < start_s else RUN_W if time_s < end_s else after_w
-
-
-def measure(
-    power_w: Callable[[float], float] | None = None,
-    *,
-    kind: Kind = "counter",
-    phases: Phases = SMOKE,
-    tokens_per_s: float = 50.0,
-    range_j: float | None = None,
-    rate_hz: float | None = None,
-    lag_s: float = 0.0,
-    resolution_w: float | None = None,
-    update_s: float | None = 0.001,
-    edit: Callable[[Reading], Reading] = lambda reading: reading,
-) -> EnergyResult:
-    virtual = VirtualTime(START_S)
-    source = FakeSource(virtual.clock, power_w or load(phases), kind=kind, range_j=range_j, edit=edit)
-    source.lag_s, source.resolution_w = lag_s, resolution_w
-    source.update_s = update_s
-    return measure_energy(
-        source,
-        virtual.run(tokens_per_s),
-        **phases.lengths(),
-        rate_hz=rate_hz,
-        clock=virtual.clock,
-        sleep=virtual.sleep,
-        recorder=virtual.recorder,
-    )
+from tests.helpers.virtual_run import IDLE_W, RUN_W, SMOKE, START_S, busy, load, measure
 
 
 class Counting(PowerSource):
@@ -396,133 +352,3 @@ def test_many_repeats_stay_on_the_safe_side() -> None:
     summary = summarise_repeats([0.0, 1.0] * 10)
     assert summary.ci95_high is not None
     assert summary.ci95_high > 0.5 + 1.96 * 0.513 / 20**0.5
-
-
-# ---- uncertainty
-
-
-def wavy(time_s: float) -> float:
-    """The load with a noise of 0.11 W in the means of 1 s."""
-    return load()(time_s) + (0.1 if int(time_s) % 2 else -0.1)
-
-
-def test_the_uncertainty_adds_edges_resolution_and_idle_noise_in_squares() -> None:
-    result = measure(wavy, kind="power", resolution_w=0.04, update_s=0.1)
-    tokens, seconds = 500, SMOKE.run_s
-    assert result.mean_w is not None
-    assert (result.idle_noise_w or 0) > 0.1
-    assert result.edge_error_j == pytest.approx(0.1 * result.mean_w)
-    assert result.resolution_error_j == pytest.approx(0.02 * seconds)
-    assert result.idle_error_j == pytest.approx(2 * (result.idle_noise_w or 0) / 6**0.5 * seconds)
-    edge_j, step_j, idle_j = result.edge_error_j, result.resolution_error_j, result.idle_error_j
-    assert None not in (edge_j, step_j, idle_j)
-    gross_j = ((edge_j or 0) ** 2 + (step_j or 0) ** 2) ** 0.5
-    assert result.gross_uncertainty_j_per_token == pytest.approx(gross_j / tokens)
-    net_j = (gross_j**2 + (step_j or 0) ** 2 + (idle_j or 0) ** 2) ** 0.5
-    assert result.net_uncertainty_j_per_token == pytest.approx(net_j / tokens)
-    assert (result.uncertainty_reason, result.alignment_error_j) == (None, None)
-
-
-def test_a_step_that_is_not_known_is_named_and_not_taken_for_nothing() -> None:
-    result = measure(wavy, kind="power")
-    assert result.resolution_error_j is None
-    assert result.uncertainty_reason == "not known and left out: resolution of the interface"
-    assert result.gross_uncertainty_j_per_token is not None
-
-
-def test_a_counter_has_no_step_beside_its_update() -> None:
-    result = measure(wavy)
-    assert result.resolution_error_j == 0.0
-    assert result.uncertainty_reason is None
-
-
-def test_an_update_that_is_not_told_is_seen_in_the_readings() -> None:
-    """The value here is renewed every 0.5 s."""
-    held = measure(lambda time_s: wavy(time_s) + int(2 * time_s) % 3, kind="power", update_s=None)
-    assert held.mean_w is not None
-    assert held.edge_error_j == pytest.approx(0.5 * held.mean_w, rel=0.3)
-    still = measure(kind="power", update_s=None)
-    assert (still.edge_error_j, still.gross_uncertainty_j_per_token) == (None, None)
-    assert still.uncertainty_reason == (
-        "not known and left out: update of the interface, resolution of the interface"
-    )
-
-
-@pytest.mark.parametrize(("resolution_w", "known"), [(4.9, True), (5.1, False)])
-def test_net_power_below_one_step_is_no_number(resolution_w: float, known: bool) -> None:
-    """A coarse sensor that stands still has no noise; its step is what it cannot see."""
-    result = measure(kind="power", resolution_w=resolution_w)
-    assert (result.net_j_per_token is not None) is known
-    assert (result.net_uncertainty_j_per_token is not None) is known
-    if not known:
-        assert "while one step of the interface is worth 51 J" in str(result.net_reason)
-
-
-# ---- external meters
-
-
-def test_edges_stand_on_both_clocks_and_the_marker_comes_first() -> None:
-    virtual = VirtualTime(START_S)
-    source = FakeSource(virtual.clock, lambda _: 5.0)
-    result = measure_energy(
-        source,
-        virtual.run(50),
-        **SMOKE.lengths(),
-        marker=True,
-        clock=virtual.clock,
-        wall_clock=lambda: virtual.clock() + 1e9,
-        sleep=virtual.sleep,
-        recorder=virtual.recorder,
-    )
-    assert result.marker == ((1000, 1002), (1004, 1006), (1009, 1011))
-    assert result.phases["settle"][0] == 1013
-    assert result.tokens == 500
-    for name, edges in result.phases.items():
-        assert [wall_s - 1e9 for wall_s in result.wall_phases[name]] == pytest.approx(edges)
-    assert measure().marker == ()
-
-
-def test_for_an_external_meter_the_phases_pass_without_readings() -> None:
-    virtual = VirtualTime(START_S)
-    result = measure_energy(
-        ExternalMeter("permission denied"),
-        virtual.run(50),
-        **SMOKE.lengths(),
-        clock=virtual.clock,
-        sleep=virtual.sleep,
-        recorder=virtual.recorder,
-    )
-    assert (result.status, result.tokens, result.duration_s) == ("unavailable", 500, SMOKE.run_s)
-    assert str(result.reason).startswith("permission denied; an external meter measures this run")
-    assert (
-        result.phases.keys()
-        == result.wall_phases.keys()
-        == {"settle", "idle_loaded", "warm_up", "run", "idle_after"}
-    )
-    assert (result.energy_j, result.samples) == (None, ())
-
-
-def test_the_estimate_of_the_board_never_enters_the_figure() -> None:
-    virtual = VirtualTime(START_S)
-    source = FakeSource(virtual.clock, load(), kind="power")
-    source.estimate = Estimate(1.1451, 0.5879)
-    result = measure_energy(
-        source,
-        virtual.run(50),
-        **SMOKE.lengths(),
-        clock=virtual.clock,
-        sleep=virtual.sleep,
-        recorder=virtual.recorder,
-    )
-    assert result.gross_j_per_token == pytest.approx(RUN_W / 50, rel=0.01)
-    assert result.board_j_per_token == pytest.approx((1.1451 * RUN_W + 0.5879) / 50, rel=0.01)
-    assert result.source["estimate"] == {"slope": 1.1451, "offset_w": 0.5879, "tag": "calibrated-estimate"}
-
-
-def test_a_clock_that_jumps_back_is_no_energy() -> None:
-    def jump(reading: Reading) -> Reading:
-        back_s = 3.0 if reading.time_s > busy()[1] + 4 else 0.0
-        return dataclasses.replace(reading, time_s=reading.time_s - back_s)
-
-    for result in (measure(edit=jump), measure(edit=jump, kind="power")):
-        assert (result.status, result.energy_j) == ("rejected", None)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.power import nvidia_smi, tegrastats
-from qslm_edge.runner.power.base import Estimate, PowerPlan, PowerSource, Unavailable
+from qslm_edge.runner.power.base import PowerPlan, PowerSource, Unavailable
 from qslm_edge.runner.power.nvidia_smi import open_nvidia_smi, parse_query, power_of
 from qslm_edge.runner.power.nvml import AVERAGE_LAG_S
+from qslm_edge.runner.power.plan import Estimate
 from qslm_edge.runner.power.rpi_pmic import open_rpi_pmic, parse_pmic
 from qslm_edge.runner.power.tegrastats import open_tegrastats, parse_tegrastats
 from qslm_edge.runner.power.tool_stream import LineTool, start_tool
