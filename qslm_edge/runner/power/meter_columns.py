@@ -32,16 +32,14 @@ class Format:
     Args:
         ignored: columns that are known and not needed, as a pattern.
         bare_units: True if columns without a unit are in seconds, volts, amperes and watts.
-        has_supply: False if the meter measures current alone, so that the supply voltage must be given.
     """
 
     ignored: str
     bare_units: bool = False
-    has_supply: bool = True
 
 
 FORMATS: dict[str, Format] = {
-    "ppk2": Format(r"bits|d[0-7](-d[0-7])?", has_supply=False),
+    "ppk2": Format(r"bits|d[0-7](-d[0-7])?"),
     "joulescope": Format(r"charge.*|energy.*|current_range|gpi[0-9]*|gpi\[[0-9]\]", bare_units=True),
     "fnb58": Format(r"sample_in_packet|dp_v|dn_v|temp_c(_ema)?|energy_w[sh]|capacity_a[sh]", bare_units=True),
     "ptdaemon": Format(r".*"),
