@@ -41,6 +41,7 @@ COMMANDS: dict[str, str] = {
     "search": "qslm_edge.cli.search",
     "export": "qslm_edge.cli.export",
     "verify": "qslm_edge.cli.verify",
+    "meter": "qslm_edge.cli.meter",
     "generate": "qslm_edge.cli.generate",
     "profiles": "qslm_edge.cli.profiles",
     "report": "qslm_edge.cli.report",
@@ -55,6 +56,7 @@ _EXAMPLES = """
   [cyan]qslm-edge search -p jetson-orin --out runs/a[/cyan]      find a setting
   [cyan]qslm-edge export runs/a[/cyan]                           write its bundle
   [cyan]qslm-edge verify runs/a/bundle[/cyan]                    give a verdict on this machine
+  [cyan]qslm-edge meter verify.json log.csv[/cyan]               energy a token by an external meter
   [cyan]qslm-edge generate runs/a/bundle --prompt "The"[/cyan]   text from it
   [cyan]qslm-edge report runs/a[/cyan]                           what a deployment found, again
   [cyan]qslm-edge profiles list[/cyan]                           boards, memory, weight widths

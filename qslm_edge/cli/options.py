@@ -21,6 +21,8 @@ __all__ = [
     "Model",
     "Mu",
     "Power",
+    "PowerMarker",
+    "PowerSource",
     "Profile",
     "Provider",
     "RecipeFile",
@@ -35,6 +37,7 @@ __all__ = [
     "Window",
     "check_group_size",
     "check_power",
+    "check_power_source",
     "limit_from_flags",
     "recipe_from_flags",
     "split_levels",
@@ -190,6 +193,19 @@ RecipeFile = Annotated[
 Power = Annotated[
     str, typer.Option("--power", help="Power measurement: smoke (25 s), release (5 min) or off.")
 ]
+PowerSource = Annotated[
+    str | None,
+    typer.Option(
+        "--power-source",
+        help="Read power by this interface and no other; csv for an external meter. "
+        "[dim]Default: the profile's.[/dim]",
+        show_default=False,
+    ),
+]
+PowerMarker = Annotated[
+    bool,
+    typer.Option("--power-marker", help="Make three bursts of load first, to align an external meter's log."),
+]
 Provider = Annotated[
     str | None,
     typer.Option(
@@ -291,3 +307,15 @@ def check_power(power: str) -> None:
         raise UsageError(
             "unknown power measurement", where="--power", found=power, allowed="smoke, release, off"
         )
+
+
+def check_power_source(power: str, source: str | None, marker: bool) -> None:
+    """Raise UsageError for a power source that this version cannot read, or for flags that contradict."""
+    from qslm_edge.runner.power import SOURCES
+    from qslm_edge.runner.power.external import check_power_flags
+
+    if source is not None and source not in SOURCES:
+        raise UsageError(
+            "unknown power source", where="--power-source", found=source, allowed=", ".join(sorted(SOURCES))
+        )
+    check_power_flags(power, source, marker)

@@ -24,6 +24,7 @@ EXAMPLES = """
   [cyan]qslm-edge verify runs/demo/bundle[/cyan]
   [cyan]qslm-edge verify runs/demo/bundle --power off --json > verify.json[/cyan]  in CI
   [cyan]qslm-edge verify bundle --max-ppl-increase 0.5[/cyan]                      under a tighter limit
+  [cyan]qslm-edge verify bundle --power-source csv --power-marker[/cyan]           see `meter`
   [cyan]python3 bundle/run.pyz verify[/cyan]                                       without this package
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
@@ -41,6 +42,8 @@ def command(
     threads: opt.Threads = 1,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps to time.")] = 256,
     power: opt.Power = "smoke",
+    power_source: opt.PowerSource = None,
+    power_marker: opt.PowerMarker = False,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +80,7 @@ def command(
     from qslm_edge.units import parse_bytes
 
     opt.check_power(power)
+    opt.check_power_source(power, power_source, power_marker)
     _check_output(output)
     task = open_bundle(bundle, check=False).manifest["task"]
     options = VerifyOptions(
@@ -86,6 +90,8 @@ def command(
         power=power,
         memory_budget_bytes=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
         max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+        power_source=power_source,
+        power_marker=power_marker,
     )
     with console.RichProgress() as progress:
         result = verify_bundle(bundle, options, runner_stages(progress))
@@ -187,13 +193,13 @@ def _decode(
     energy = decode["energy"]
     if energy["status"] == "measured":
         place = f"{host}, {energy['source']['name']}"
-        rows += [
-            _figure("energy a token, gross", energy["gross_j_per_token"], 1e3, ".3g", "mJ", place),
-            _figure(
-                *("energy a token, net", energy["net_j_per_token"], 1e3, ".3g", "mJ"),
-                energy["net_reason"] or place,
-            ),
-        ]
+        for kind in ("gross", "net"):
+            error_j = energy[f"{kind}_uncertainty_j_per_token"]
+            of = place if error_j is None else f"± {1e3 * error_j:.2g} mJ, {place}"
+            of = energy["net_reason"] or of if kind == "net" else of
+            rows.append(
+                _figure(f"energy a token, {kind}", energy[f"{kind}_j_per_token"], 1e3, ".3g", "mJ", of)
+            )
     else:
         rows.append(("energy a token", energy["status"], str(energy["reason"])))
     return rows

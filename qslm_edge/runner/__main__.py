@@ -20,6 +20,10 @@ from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, Qs
 from qslm_edge.runner.checks import score_bundle
 from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
 from qslm_edge.runner.decode import DecodeOptions, measure_decode
+from qslm_edge.runner.power import SOURCES, PowerPlan
+from qslm_edge.runner.power.external import check_power_flags
+from qslm_edge.runner.power.meter import import_log, meter_lines
+from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
 from qslm_edge.runner.session import CPU, bundle_path_of
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
@@ -35,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|info")
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )
@@ -53,6 +57,19 @@ def _parser() -> argparse.ArgumentParser:
         default="smoke",
         help="power measurement (default smoke)",
     )
+    verify.add_argument(
+        "--power-source",
+        choices=sorted(SOURCES),
+        metavar="NAME",
+        help="read power by this interface and no other (default: the profile's): "
+        f"{', '.join(sorted(SOURCES))}; csv for an external meter",
+    )
+    verify.add_argument(
+        "--power-marker",
+        action="store_true",
+        help="make three bursts of load first, to align the log of an external meter",
+    )
+    add_meter_command(commands)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
     for name in ("_score", "_decode"):
@@ -65,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         hidden.add_argument("--power", default="off")
         hidden.add_argument("--power-source")
         hidden.add_argument("--memory-budget-bytes", type=_positive)
-        hidden.add_argument("--is-board", action="store_true")
+        for flag in ("--is-board", "--only-power-source", "--power-marker"):
+            hidden.add_argument(flag, action="store_true")
     return parser
 
 
@@ -83,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _child(options)
     try:
         with _sigterm_as_interrupt():
+            if options.command == "meter":
+                return _meter(options)
             path = options.bundle or bundle_path_of(sys.argv[0]) or Path()
             if options.command == "info":
                 _out(json.dumps(open_bundle(path).manifest, indent=1))
@@ -128,6 +148,7 @@ def _out(text: str) -> None:
 
 
 def _verify(path: Path, options: argparse.Namespace) -> int:
+    check_power_flags(options.power, options.power_source, options.power_marker)
     if options.output is not None:
         _check_output(options.output)
     seen: list[str] = []
@@ -139,13 +160,31 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
 
     result = verify_bundle(
         path,
-        VerifyOptions(options.provider, options.threads, options.steps, options.power),
+        VerifyOptions(
+            options.provider,
+            options.threads,
+            options.steps,
+            options.power,
+            power_source=options.power_source,
+            power_marker=options.power_marker,
+        ),
         progress,
     )
     text = json.dumps(result, indent=1, allow_nan=False)
     if options.output is not None:
         _write(options.output, text + "\n")
     _out(text if options.json else "\n".join(summary_lines(result)))
+    return int(result["exit_code"])
+
+
+def _meter(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        _check_output(options.output)
+    result = import_log(options.result, options.log, meter_options(options))
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options.output is not None:
+        _write(options.output, text + "\n")
+    _out(text if options.json else "\n".join(meter_lines(result)))
     return int(result["exit_code"])
 
 
@@ -192,6 +231,9 @@ def _child(options: argparse.Namespace) -> int:
                 steps=options.steps,
                 power=options.power,
                 power_source=options.power_source,
+                power_plan=PowerPlan.from_mapping(bundle.manifest["profile"]["power"]),
+                power_marker=options.power_marker,
+                only_source=options.only_power_source,
                 is_board=options.is_board,
             )
             answer = measure_decode(

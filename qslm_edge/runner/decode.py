@@ -9,9 +9,8 @@ measured as a stream of tokens, the same graph and state.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +25,13 @@ from qslm_edge.runner.memory import read_memory
 from qslm_edge.runner.power import (
     PRESETS,
     EnergyResult,
+    ExternalMeter,
+    PowerPlan,
     PowerSource,
     Unavailable,
+    energy_dict,
     measure_energy,
     open_source,
-    summarise_repeats,
 )
 from qslm_edge.runner.session import Session, import_onnxruntime, uses_gpu
 
@@ -51,7 +52,10 @@ class DecodeOptions:
         steps: decode steps to time.
         prefill_tokens: tokens of the prefill measurement, 0 for none.
         power: "smoke", "release", or "off".
-        power_source: interface named by the profile.
+        power_source: interface named by the profile, or by the user.
+        power_plan: what the profile says of power.
+        power_marker: make a marker pulse for an external meter before the first run.
+        only_source: the user named the interface: no other stands in.
         is_board: this host is the board of the profile.
     """
 
@@ -61,6 +65,9 @@ class DecodeOptions:
     prefill_tokens: int = 512
     power: str = "smoke"
     power_source: str | None = None
+    power_plan: PowerPlan | None = None
+    power_marker: bool = False
+    only_source: bool = False
     is_board: bool = False
 
 
@@ -194,9 +201,16 @@ def _energy(stream: _Stream, options: DecodeOptions, note: Callable[[str], None]
     phases = PRESETS[options.power]
     note("power")
     if not isinstance(source, PowerSource):
-        return energy_dict([measure_energy(source, stream.run_for, **phases.lengths())])
+        if not options.power_marker:
+            return energy_dict([measure_energy(source, stream.run_for, **phases.lengths())])
+        source = ExternalMeter(source.reason)  # a marker is made for a meter that looks on
     try:
-        results = [measure_energy(source, stream.run_for, **phases.lengths()) for _ in range(phases.repeats)]
+        results = [
+            measure_energy(
+                source, stream.run_for, **phases.lengths(), marker=options.power_marker and number == 0
+            )
+            for number in range(phases.repeats)
+        ]
     finally:
         source.close()
     return energy_dict(results)
@@ -205,44 +219,16 @@ def _energy(stream: _Stream, options: DecodeOptions, note: Callable[[str], None]
 def _power_source(options: DecodeOptions) -> PowerSource | Unavailable:
     """The profile's source, or another of this host where this is a rehearsal."""
     gpu = uses_gpu(options.provider)
-    if options.power_source == "nvml" and not gpu:
+    if options.power_source == "nvml" and not gpu and not options.only_source:
         idle_gpu = Unavailable("nvml", "NVML reads the GPU board, and the bundle ran on the CPU")
         other = open_source(None, use_gpu=False)
         if isinstance(other, PowerSource):
             other.skipped = (idle_gpu, *other.skipped)
             return other
         return Unavailable("nvml", f"{idle_gpu.reason}; {other.reason}")
-    return open_source(options.power_source, use_gpu=gpu, only_preferred=options.is_board)
-
-
-def energy_dict(results: Sequence[EnergyResult]) -> dict[str, Any]:
-    """One or more energy runs as JSON: every run with its readings, and above them what they say together.
-
-    Together: energy a token and powers are means over the runs, tokens, seconds, joules and readings are
-        sums, peak and
-    edge error the largest. When one run has no valid window, status and reason are its, and there is no
-    figure.
-    """
-    failed = next((result for result in results if result.status != "measured"), None)
-    joined = (results[0] if failed is None else failed).to_dict(with_samples=False)
-    del joined["samples"]
-    gross = summarise_repeats([result.gross_j_per_token for result in results])
-    net = summarise_repeats([result.net_j_per_token for result in results])
-    if failed is None and len(results) > 1:
-        for names, join in ((_SUMS, sum), (_MEANS, statistics.fmean), (_LARGEST, max)):
-            for name in names:
-                values = [getattr(result, name) for result in results]
-                joined[name] = None if None in values else join(values)
-        joined["net_reason"] = next((r.net_reason for r in results if r.net_j_per_token is None), None)
-        joined["drift"] = True if any(result.drift for result in results) else joined["drift"]
-    return {
-        **joined,
-        "n_runs": len(results),
-        "repeats": {"gross_j_per_token": gross.to_dict(), "net_j_per_token": net.to_dict()},
-        "runs": [result.to_dict() for result in results],
-    }
-
-
-_SUMS = ("tokens", "duration_s", "energy_j", "net_energy_j", "n_samples")
-_MEANS = ("gross_j_per_token", "net_j_per_token", "mean_w", "idle_w", "idle_noise_w", "idle_after_w")
-_LARGEST = ("peak_w", "edge_error_j")
+    return open_source(
+        options.power_source,
+        plan=options.power_plan,
+        use_gpu=gpu,
+        only_preferred=options.is_board or options.only_source,
+    )

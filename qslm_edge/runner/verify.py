@@ -40,6 +40,8 @@ class VerifyOptions:
         threads: threads for decoding; scoring uses all cores.
         steps: decode steps to time.
         power: "smoke", "release" or "off".
+        power_source: interface to read, instead of the profile's; no other stands in for it.
+        power_marker: make a marker pulse for an external meter.
         memory_budget_bytes: overrides the bundle's limit of the process peak.
         max_degradation: overrides the bundle's limit of the metric.
     """
@@ -50,6 +52,8 @@ class VerifyOptions:
     power: str = "smoke"
     memory_budget_bytes: int | None = None
     max_degradation: float | None = None
+    power_source: str | None = None
+    power_marker: bool = False
 
 
 def verify_bundle(
@@ -91,8 +95,10 @@ def verify_bundle(
     if scored["golden"]["ok"]:
         arguments = ["_decode", place, f"--provider={provider}", f"--threads={options.threads}"]
         arguments += [f"--steps={options.steps}", f"--power={options.power}"]
-        source = bundle.manifest["profile"]["power"].get("source")
+        source = options.power_source or bundle.manifest["profile"]["power"].get("source")
         arguments += [f"--power-source={source}"] if source else []
+        arguments += ["--only-power-source"] if options.power_source else []
+        arguments += ["--power-marker"] if options.power_marker else []
         decoded = run_child(arguments + (["--is-board"] if is_board else []), on_progress)
     conditions = decoded.pop("conditions") if decoded is not None else _conditions_around(before)
     checks = _checks(bundle, options, scored, decoded)

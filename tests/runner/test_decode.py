@@ -22,7 +22,9 @@ from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.power import (
     PRESETS,
     EnergyResult,
+    ExternalMeter,
     Phases,
+    PowerPlan,
     PowerSource,
     Reading,
     Unavailable,
@@ -194,13 +196,15 @@ def protocol(monkeypatch: pytest.MonkeyPatch) -> Any:
         source: Any = OneSource()
         results: list[Any] = []  # noqa: RUF012
         asked: list[dict[str, Any]] = []  # noqa: RUF012
+        measured: list[dict[str, Any]] = []  # noqa: RUF012
         runs = 0
 
         def open(self, preferred: str | None, **how: Any) -> Any:
             self.asked.append({"preferred": preferred, **how})
             return self.source
 
-        def measure(self, source: Any, run: Callable[[float], int], **_lengths: float) -> EnergyResult:
+        def measure(self, source: Any, run: Callable[[float], int], **how: Any) -> EnergyResult:
+            self.measured.append({"source": source, **how})
             if isinstance(source, Unavailable):
                 return EnergyResult("unavailable", source.reason, source.to_dict())
             assert run(0.01) >= 1  # the stream decodes
@@ -211,7 +215,7 @@ def protocol(monkeypatch: pytest.MonkeyPatch) -> Any:
             return found  # type: ignore[no-any-return]
 
     fake = Protocol()
-    fake.source, fake.results, fake.asked = OneSource(), [], []
+    fake.source, fake.results, fake.asked, fake.measured = OneSource(), [], [], []
     monkeypatch.setattr(decode, "open_source", fake.open)
     monkeypatch.setattr(decode, "measure_energy", fake.measure)
     monkeypatch.setitem(PRESETS, "release", FAST)
@@ -235,9 +239,29 @@ def test_the_source_fits_the_provider_and_the_board(
 ) -> None:
     protocol.results = [energy(0.5, 0.2)]
     stream = decode._Stream(Session(lm_bundle), lm_bundle.items("search").tokens.astype(np.int64))
-    options = DecodeOptions(provider=provider, power="smoke", power_source="ina3221", is_board=board)
+    plan = PowerPlan("ina3221", ("VDD_IN",))
+    options = DecodeOptions(
+        provider=provider, power="smoke", power_source="ina3221", power_plan=plan, is_board=board
+    )
     decode._energy(stream, options, SILENT)
-    assert protocol.asked == [{"preferred": "ina3221", "use_gpu": gpu, "only_preferred": board}]
+    assert protocol.asked == [{"preferred": "ina3221", "plan": plan, "use_gpu": gpu, "only_preferred": board}]
+
+
+def test_nothing_stands_in_for_the_source_that_the_user_named(lm_bundle: Bundle, protocol: Any) -> None:
+    protocol.results = [energy(0.5, 0.2)]
+    measure(lm_bundle, power="smoke", power_source="nvml", only_source=True)
+    assert [(asked["preferred"], asked["only_preferred"]) for asked in protocol.asked] == [("nvml", True)]
+
+
+def test_the_marker_is_made_once_and_for_a_meter_where_nothing_reads(
+    lm_bundle: Bundle, protocol: Any
+) -> None:
+    protocol.source, protocol.results = Unavailable("rapl", "permission denied"), [energy(0.5, 0.2)] * 3
+    measure(lm_bundle, power="release", power_marker=True)
+    assert [how["marker"] for how in protocol.measured] == [True, False, False]
+    meters = [how["source"] for how in protocol.measured]
+    assert all(isinstance(source, ExternalMeter) for source in meters)
+    assert meters[0].deferred.startswith("permission denied; an external meter measures this run")
 
 
 def test_one_run_is_told_as_it_is_with_its_readings_once(lm_bundle: Bundle, protocol: Any) -> None:

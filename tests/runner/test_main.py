@@ -19,6 +19,7 @@ from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import BundleError, EnvironmentFault, QslmError, RuntimeFault
 from qslm_edge.runner import __main__ as program
 from qslm_edge.runner.child import MEMORY_HINT
+from qslm_edge.runner.power import PowerPlan
 from qslm_edge.runner.verify import VerifyOptions
 
 Result = dict[str, Any]
@@ -77,8 +78,9 @@ def test_json_prints_the_whole_result(verified: Any, capsys: Captured) -> None:
 
 def test_options_arrive(verified: Any, capsys: Captured) -> None:
     words = ["verify", "place", "--provider", "X", "--threads", "3", "--steps", "9", "--power", "release"]
-    program.main(words)
-    assert verified.asked == [(Path("place"), VerifyOptions("X", 3, 9, "release"))]
+    program.main([*words, "--power-source", "csv", "--power-marker"])
+    given = VerifyOptions("X", 3, 9, "release", power_source="csv", power_marker=True)
+    assert verified.asked == [(Path("place"), given)]
     program.main(["verify", "place"])
     assert verified.asked[1] == (Path("place"), VerifyOptions(None, 1, 256, "smoke"))
 
@@ -97,7 +99,9 @@ def test_without_a_bundle_it_is_the_folder_of_the_archive(
     "words",
     [
         *([], ["verify", "--threads", "0"], ["verify", "--threads", "x"], ["verify", "--steps", "-1"]),
-        *(["verify", "--power", "much"], ["nonsense"], ["verify", "--unknown"], ["_score", "place"]),
+        *(["verify", "--power", "much"], ["verify", "--power-source", "none"], ["meter", "a.json"]),
+        *(["meter", "a.json", "b.csv", "--format", "x"], ["meter", "a.json", "b.csv", "--supply-v", "x"]),
+        *(["nonsense"], ["verify", "--unknown"], ["_score", "place"]),
     ],
 )
 def test_wrong_usage_is_2(words: list[str], verified: Any, capsys: Captured) -> None:
@@ -274,7 +278,8 @@ def test_the_decoding_process_answers(
     monkeypatch.setattr(program, "measure_decode", measure)
     path = tmp_path / "answer.json"
     words = ["_decode", str(lm_bundle.path), f"--answer={path}", "--steps=5", "--power=smoke"]
-    assert program.main([*words, "--power-source=rapl", "--is-board", "--threads=2"]) == 0
+    words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board", "--threads=2"]
+    assert program.main(words) == 0
     assert answer_of(path) == {"result": {"x": 1}}
     split, options = given
     assert split == "search"
@@ -282,6 +287,9 @@ def test_the_decoding_process_answers(
         *(5, "smoke", "rapl", True),
         2,
     )
+    assert (options.only_source, options.power_marker) == (True, True)
+    assert options.power_plan == PowerPlan.from_mapping(lm_bundle.manifest["profile"]["power"])
+    assert options.power_plan.total
 
 
 @pytest.mark.usefixtures("own_sigint")

@@ -314,6 +314,22 @@ def test_on_the_board_it_is_no_rehearsal(lm_bundle: Bundle, monkeypatch: pytest.
     assert all(call[1] == str(lm_bundle.path) and f"--provider={CPU}" in call for call in called)
     assert {"--threads=2", "--steps=4", "--power=off", "--power-source=rapl", "--is-board"} < set(called[1])
     assert result["decode"]["session"]["threads"] == 2
+    assert not {"--only-power-source", "--power-marker"} & set(called[1])
+
+
+def test_a_source_that_the_user_names_goes_before_the_profiles(
+    lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+
+    def remember(arguments: list[str], on_progress: Any) -> Result:
+        called.append(arguments)
+        return run_child(arguments, on_progress)
+
+    monkeypatch.setattr(verify, "run_child", remember)
+    options = VerifyOptions(power="off", steps=4, power_source="csv", power_marker=True)
+    verify_bundle(lm_bundle.path, options)
+    assert {"--power-source=csv", "--only-power-source", "--power-marker"} < set(called[1])
 
 
 def test_the_cpu_in_place_of_the_boards_gpu_is_a_rehearsal(

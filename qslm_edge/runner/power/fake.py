@@ -104,7 +104,7 @@ class FakeSource(PowerSource):
     name = "fake"
     scope = "nothing real"
     rails = ("fake rail",)
-    update_s = 0.001
+    update_s: float | None = 0.001
 
     def __init__(
         self,

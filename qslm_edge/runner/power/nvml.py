@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from qslm_edge.runner.observe import Observed, is_live
-from qslm_edge.runner.power.base import Kind, PowerSource, Reading, Unavailable
+from qslm_edge.runner.power.base import Kind, PowerPlan, PowerSource, Reading, Unavailable
 
 __all__ = [
     "FIELD_AVERAGE",
     "FIELD_INSTANT",
     "NvmlSource",
     "ask_nvml",
+    "first_visible_gpu",
     "gpu_handles",
     "open_nvml",
     "start_nvml",
@@ -154,20 +155,24 @@ class NvmlSource(PowerSource):
         ask_nvml(self._module, "nvmlShutdown")
 
 
-def _chosen_index(count: int) -> int | None:
-    """First entry of CUDA_VISIBLE_DEVICES if it is a number, else 0; None if that GPU does not exist."""
+def first_visible_gpu() -> int:
+    """Index of the GPU that a CUDA program would use first: CUDA_VISIBLE_DEVICES if it is a number, else 0."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    index = int(first) if first.isdecimal() else 0
-    return index if index < count else None
+    return int(first) if first.isascii() and first.isdecimal() else 0
 
 
 def open_nvml(
-    root: Path = Path("/"), module: Any | None = None, clock: Callable[[], float] = time.monotonic
+    root: Path = Path("/"),
+    plan: PowerPlan | None = None,  # noqa: ARG001 - a GPU board has no rails to choose
+    *,
+    module: Any | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> PowerSource | Unavailable:
     """Open the GPU that a CUDA program of this process would use first, proven by a reading.
 
     Args:
         root: anything but "/" has no GPU, unless a module is given.
+        plan: not used.
         module: a module with the functions of pynvml, for tests.
         clock: monotonic clock in seconds.
 
@@ -175,13 +180,13 @@ def open_nvml(
         The source, or Unavailable with the reason.
     """
     if module is None and not is_live(root):
-        return Unavailable("nvml", "a tree of files has no GPU")
+        return Unavailable("nvml", "a tree of files has no GPU", absent=True)
     nvml = start_nvml(module)
     if isinstance(nvml, Unavailable):
         return nvml
     gpus = gpu_handles(nvml)
-    index = _chosen_index(len(gpus))
-    if index is None:
+    index = first_visible_gpu()
+    if index >= len(gpus):
         ask_nvml(nvml, "nvmlShutdown")
         return Unavailable(
             "nvml", "NVML shows no GPU" if not gpus else "CUDA_VISIBLE_DEVICES names no GPU here"

@@ -4,18 +4,19 @@ Zones nest: psys holds the packages, a package holds core, uncore and dram. Exac
 psys before package before core, and a zone that appears both through MSR and through MMIO is taken once,
 MMIO first. dram stands beside the package and is added to it, but never to psys.
 Each zone counts microjoules up to max_energy_range_uj and starts again: wraps are added per zone before the
-sum. Since CVE-2020-8694 the counters are readable by root only (mode 0400).
+sum. A profile may name the zones that count, in order of preference. Since CVE-2020-8694 the counters are
+readable by root only (mode 0400).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qslm_edge.runner.observe import Observed, list_paths, read_int, read_text
-from qslm_edge.runner.power.base import Kind, PowerSource, Reading, Unavailable
+from qslm_edge.runner.power.base import Kind, PowerPlan, PowerSource, Reading, Unavailable
 
 __all__ = ["MAX_ZONE_POWER_W", "RaplSource", "Zone", "choose_zones", "find_zones", "open_rapl"]
 
@@ -70,20 +71,34 @@ def _level(zones: list[Zone], prefix: str) -> list[list[Zone]]:
     return [sorted(group, key=lambda zone: not zone.mmio) for group in twins.values()]
 
 
-def choose_zones(zones: list[Zone]) -> list[tuple[str, list[list[Zone]]]]:
-    """Levels in order of preference, each as a scope and the groups of twins that make its sum."""
+SCOPES = {
+    "psys": "platform as the processor sees it (RAPL psys)",
+    "package+dram": "processor packages and memory (RAPL package + dram)",
+    "package": "processor packages, without memory and board (RAPL package)",
+    "core": "processor cores only (RAPL core)",
+}  # in order of preference
+
+
+def choose_zones(
+    zones: list[Zone], preferred: Sequence[str] = tuple(SCOPES)
+) -> list[tuple[str, list[list[Zone]]]]:
+    """Levels in order of preference, each as a scope and the groups of twins that make its sum.
+
+    Args:
+        zones: every zone of the host.
+        preferred: names of levels, as a profile gives them: psys, package-0 (which stands for every package),
+            package+dram, core. Zones without a known level are passed over.
+    """
     psys, packages, cores = _level(zones, "psys"), _level(zones, "package"), _level(zones, "core")
-    levels: list[tuple[str, list[list[Zone]]]] = []
-    if psys:  # one platform has one psys domain: a second one would count the same supply again
-        levels.append(("platform as the processor sees it (RAPL psys)", psys[:1]))
-    if packages:
-        memory = _level(zones, "dram")
-        if memory:
-            levels.append(("processor packages and memory (RAPL package + dram)", packages + memory))
-        levels.append(("processor packages, without memory and board (RAPL package)", packages))
-    if cores:
-        levels.append(("processor cores only (RAPL core)", cores))
-    return levels
+    memory = _level(zones, "dram")
+    known = {
+        "psys": psys[:1],  # one platform has one psys domain: a second one would count the same supply again
+        "package+dram": packages + memory if packages and memory else [],
+        "package": packages,
+        "core": cores,
+    }
+    names = ["+".join(part.strip().split("-")[0] for part in name.split("+")) for name in preferred]
+    return [(SCOPES[name], known[name]) for name in dict.fromkeys(names) if known.get(name)]
 
 
 class RaplSource(PowerSource):
@@ -168,12 +183,13 @@ def _readable(root: Path, groups: list[list[Zone]]) -> tuple[list[Zone], Observe
 
 
 def open_rapl(
-    root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
+    root: Path = Path("/"), plan: PowerPlan | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> PowerSource | Unavailable:
     """Open RAPL at the highest level whose zones can all be read.
 
     Args:
         root: "/" on a host, a folder with the same tree in a test.
+        plan: the zones of the profile in order of preference; no others are taken, for their scope differs.
         clock: monotonic clock in seconds.
 
     Returns:
@@ -181,16 +197,22 @@ def open_rapl(
         reason names the file, the right that is missing and how to get it. A level of which some zones are
         unreadable is not used: a part of the sum would pass for the whole.
     """
-    levels = choose_zones(find_zones(root))
+    zones = find_zones(root)
+    levels = choose_zones(zones)
     if not levels:
-        return Unavailable(
-            "rapl", f"no RAPL zones below /{POWERCAP} (none on this processor, or a container)"
-        )
+        text = f"no RAPL zones below /{POWERCAP} (none on this processor, or a container)"
+        return Unavailable("rapl", text, absent=True)
+    if plan is not None and plan.total:
+        levels = choose_zones(zones, plan.total)
+    if not levels and plan is not None:
+        here = ", ".join(zone.label for zone in zones)
+        text = f"no RAPL zone {' or '.join(plan.total)}, as the profile asks for; zones: {here}"
+        return Unavailable("rapl", text)
     failures: list[str] = []
     for scope, groups in levels:
-        zones, failure = _readable(root, groups)
+        chosen, failure = _readable(root, groups)
         if failure is None:
-            source = RaplSource(root, zones, scope, clock)
+            source = RaplSource(root, chosen, scope, clock)
             first = source.read()
             if first.energy_j is not None:
                 source.notes = tuple(f"passed over: {text}" for text in failures)

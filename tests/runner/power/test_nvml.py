@@ -15,13 +15,13 @@ ROOT = Path("/")
 
 
 def opened(nvml: FakeNvml) -> PowerSource:
-    source = open_nvml(ROOT, nvml, clock=lambda: 5.0)
+    source = open_nvml(ROOT, module=nvml, clock=lambda: 5.0)
     assert isinstance(source, PowerSource), source
     return source
 
 
 def refused(nvml: FakeNvml | None, root: Path = ROOT) -> str:
-    source = open_nvml(root, nvml)
+    source = open_nvml(root, module=nvml)
     assert isinstance(source, Unavailable)
     return source.reason
 

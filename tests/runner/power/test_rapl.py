@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qslm_edge.runner.power.base import PowerSource, Unavailable
+from qslm_edge.runner.power.base import PowerPlan, PowerSource, Unavailable
 from qslm_edge.runner.power.rapl import choose_zones, find_zones, open_rapl
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "power"
@@ -49,7 +49,7 @@ def set_energy(root: Path, folder: str, energy_uj: object) -> None:
 
 
 def opened(root: Path, clock: Ticks) -> PowerSource:
-    source = open_rapl(root, clock)
+    source = open_rapl(root, clock=clock)
     assert isinstance(source, PowerSource), source
     return source
 
@@ -88,6 +88,43 @@ def test_core_is_used_only_without_package(laptop: Path, clock: Ticks) -> None:
     source = opened(laptop, clock)
     assert source.rails == ("core (intel-rapl:0:0)",)
     assert source.scope == "processor cores only (RAPL core)"
+
+
+@pytest.mark.parametrize(
+    ("total", "rails"),
+    [
+        (("psys", "package-0"), ("psys (intel-rapl:1)",)),
+        (("package-0", "psys"), ("package-0 (intel-rapl-mmio:0)",)),
+        (("core",), ("core (intel-rapl:0:0)",)),
+    ],
+)
+def test_the_profile_orders_the_zones(
+    laptop: Path, clock: Ticks, total: tuple[str, ...], rails: tuple[str, ...]
+) -> None:
+    source = open_rapl(laptop, PowerPlan("rapl", total), clock=clock)
+    assert isinstance(source, PowerSource)
+    assert source.rails == rails
+
+
+def test_a_zone_that_the_profile_does_not_name_is_not_taken(laptop: Path, clock: Ticks) -> None:
+    """Its scope would be another one than the profile states."""
+    shutil.rmtree(laptop / POWERCAP / "intel-rapl:1")
+    source = open_rapl(laptop, PowerPlan("rapl", ("psys",)), clock=clock)
+    assert isinstance(source, Unavailable)
+    assert not source.absent
+    assert source.reason.startswith(
+        "no RAPL zone psys, as the profile asks for; zones: package-0 (intel-rapl-mmio:0)"
+    )
+
+
+def test_a_package_stands_for_every_package_and_memory_only_if_named(tmp_path: Path, clock: Ticks) -> None:
+    for number in (0, 1):
+        zone(tmp_path, f"intel-rapl:{number}", f"package-{number}", 5_000_000)
+        zone(tmp_path, f"intel-rapl:{number}:0", "dram", 2_000_000)
+    for total, energy_j in ((("package-0",), 10.0), (("package-0+dram",), 14.0)):
+        source = open_rapl(tmp_path, PowerPlan("rapl", total), clock=clock)
+        assert isinstance(source, PowerSource)
+        assert source.read().energy_j == energy_j
 
 
 def test_amd_package_without_its_core(clock: Ticks) -> None:
