@@ -10,8 +10,13 @@ the same process. Speed is advice: it never turns a right value into a wrong one
 from __future__ import annotations
 
 import math
+import os
+import re
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,6 +41,7 @@ SLOW_RATIO = 4.0
 # arithmetic 1e-7 to 1e-6, or 1e-3 where a GPU multiplies in TF32. Codes read wrongly are off by 0.1 and more.
 FLOAT_ERROR, INT8_ERROR = 5e-3, 2e-2
 INT8_FLOOR = 1e-3
+MAX_TOLD_BYTES = 2**16
 _ROWS = (1, 5)  # one token, and several: the kernels differ
 _WARM_UPS, _RUNS, _RUNS_S = 2, 15, 0.08
 
@@ -174,10 +180,12 @@ def probe_provider(
 
 
 def _run(runtime: Any, provider: str, probe: Probe, float_seconds: float | None) -> Outcome:
+    told: list[str] = []
     try:
-        session = _session(runtime, provider, probe.model)
+        with _native_stderr(told):
+            session = _session(runtime, provider, probe.model)
         if provider not in session.get_providers():
-            return _refused(probe.form, f"the session fell back to {', '.join(session.get_providers())}")
+            return _refused(probe.form, _why(f"fell back to {', '.join(session.get_providers())}", told))
         errors = []
         for rows in _ROWS:
             x = np.random.default_rng(rows).standard_normal((rows, COLUMNS), np.float32)
@@ -185,19 +193,46 @@ def _run(runtime: Any, provider: str, probe: Probe, float_seconds: float | None)
         seconds = _shortest(lambda: session.run(["y"], {"x": x[:1]}))
     except Exception as error:  # noqa: BLE001 - the binding's own classes have no public base
         text = " ".join(str(error).split()) or type(error).__name__
-        if "fallback to CPU EP has been explicitly disabled" in text:
-            text = "the node would have run on the CPU in its place"
-        return _refused(probe.form, text[:300])
+        return _refused(probe.form, _why(text, told))
     return judge(probe.form, max(errors), seconds, float_seconds)
 
 
 def _session(runtime: Any, provider: str, model: bytes) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options.log_severity_level = 3
     if provider != CPU:  # else a node that the provider does not take would run on the CPU in its place
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return runtime.InferenceSession(model, options, providers=[provider])
+
+
+def _why(text: str, told: Sequence[str]) -> str:
+    """The reason of a refusal, by what the error says and what the library wrote beside it."""
+    missing = re.search(r"with error: (.{1,200})", "".join(told))
+    if missing is not None:
+        return f"its library does not load: {missing.group(1).strip()}"
+    if "fallback to the CPU EP" in text or "fallback to CPU EP" in text:
+        return "the node would have run on the CPU in its place"
+    return text[:300]
+
+
+@contextmanager
+def _native_stderr(told: list[str]) -> Iterator[None]:
+    """Append what native code writes to stderr meanwhile; it is kept from the terminal.
+
+    Only there does onnxruntime say why the library of a provider does not load.
+    """
+    sys.stderr.flush()
+    own = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            file.seek(0)
+            told.append(file.read(MAX_TOLD_BYTES).decode("utf-8", "replace"))
 
 
 def _relative_error(found: NDArray[np.float32], right: NDArray[np.float64]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import pytest
@@ -51,6 +52,40 @@ def test_a_provider_that_is_listed_and_takes_no_node_is_refused() -> None:
     found = probe_provider("AzureExecutionProvider")
     assert (found.runs, found.float32.status) == (False, "refused")
     assert found.float32.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "reason"),
+    [
+        (
+            "FAIL : assigned to the default CPU EP, but fallback to CPU EP has been explicitly disabled",
+            [],
+            "the node would have run on the CPU in its place",
+        ),
+        (
+            "FAIL : fallback to CPU EP has been explicitly disabled",
+            ["[E:onnxruntime] Failed to load library cuda.so with error: libx.so.13: cannot open\nmore"],
+            "its library does not load: libx.so.13: cannot open",
+        ),
+        ("NOT_IMPLEMENTED : Only 4b is supported", ["a warning"], "NOT_IMPLEMENTED : Only 4b is supported"),
+    ],
+)
+def test_the_reason_of_a_refusal_is_what_the_library_says(text: str, told: list[str], reason: str) -> None:
+    assert module._why(text, told) == reason
+
+
+def test_native_messages_are_kept_from_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+
+    def fail() -> None:
+        os.write(2, b"from C++ \xff\n")
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"), module._native_stderr(told):
+        fail()
+    os.write(2, b"after\n")
+    assert told == ["from C++ \ufffd\n"]
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_wrong_values_are_told_whatever_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
