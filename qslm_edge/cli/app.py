@@ -38,6 +38,7 @@ TRACEBACK_VARIABLE = "QSLM_EDGE_TRACEBACK"
 COMMANDS: dict[str, str] = {
     "deploy": "qslm_edge.cli.deploy",
     "inspect": "qslm_edge.cli.inspect",
+    "fit": "qslm_edge.cli.fit",
     "search": "qslm_edge.cli.search",
     "export": "qslm_edge.cli.export",
     "verify": "qslm_edge.cli.verify",
@@ -52,6 +53,7 @@ _EXAMPLES = """
 
   [cyan]qslm-edge deploy --profile jetson-orin[/cyan]            all steps in one: search, export, verify
   [cyan]qslm-edge inspect my.pth --embedding dense[/cyan]        what a checkpoint consists of
+  [cyan]qslm-edge fit my.pth -p jetson-orin[/cyan]               will it fit the board, and if not, what would
   [cyan]qslm-edge search -p jetson-orin --out runs/a[/cyan]      find a setting
   [cyan]qslm-edge export runs/a[/cyan]                           write its bundle
   [cyan]qslm-edge verify runs/a/bundle[/cyan]                    give a verdict on this machine
