@@ -44,6 +44,7 @@ COMMANDS: dict[str, str] = {
     "verify": "qslm_edge.cli.verify",
     "generate": "qslm_edge.cli.generate",
     "profiles": "qslm_edge.cli.profiles",
+    "doctor": "qslm_edge.cli.doctor",
     "report": "qslm_edge.cli.report",
 }
 """Command and module, in the order of the help. A module has a function ``command`` or a typer ``app``."""
@@ -60,6 +61,7 @@ _EXAMPLES = """
   [cyan]qslm-edge generate runs/a/bundle --prompt "The"[/cyan]   text from it
   [cyan]qslm-edge report runs/a[/cyan]                           what a deployment found, again
   [cyan]qslm-edge profiles list[/cyan]                           boards, memory, weight widths
+  [cyan]qslm-edge doctor[/cyan]                                  what this machine can run and measure
 """
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)

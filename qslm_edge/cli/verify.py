@@ -28,7 +28,12 @@ EXAMPLES = """
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
 """
-_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+_STYLES = {
+    "pass": "bold green",
+    "fail": "bold red",
+    "inconclusive": "bold yellow",
+    "simulated": "bold yellow",
+}
 
 
 def command(
@@ -67,6 +72,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    root: opt.Root = Path("/"),
     as_json: Json = False,
 ) -> None:
     """Check files, metric, memory, latency and power of a bundle where it lies, and give a verdict."""
@@ -86,6 +92,7 @@ def command(
         power=power,
         memory_budget_bytes=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
         max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+        root=root,
     )
     with console.RichProgress() as progress:
         result = verify_bundle(bundle, options, runner_stages(progress))
