@@ -40,7 +40,15 @@ def command(
             show_default=False,
         ),
     ] = None,
-    memory_budget: opt.MemoryBudget = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget",
+            help="Peak memory that a process may take, e.g. 400MB. "
+            "[dim]Default: 40 or 50 % of the memory, 70 % of a card's.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that stands there.")] = False,
     root: opt.Root = Path("/"),
     as_json: Json = False,

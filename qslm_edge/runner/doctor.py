@@ -83,10 +83,10 @@ def _outcome(findings: list[Finding], *, simulated: bool, with_bundle: bool) -> 
     warnings = sum(finding.status == "warning" for finding in findings)
     noted = f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else ""
     if own:
-        names = ", ".join(finding.name for finding in own)
+        names = "; ".join(finding.name for finding in own)
         return EnvironmentFault.exit_code, f"This machine lacks what a run needs: {names}{noted}."
     if problems:
-        names = ", ".join(finding.name for finding in problems)
+        names = "; ".join(finding.name for finding in problems)
         return EXIT_FAIL, f"This machine does not meet what the bundle needs: {names}{noted}."
     if simulated:
         return EXIT_INCONCLUSIVE, f"Simulated: a recorded tree of files says nothing of a board{noted}."

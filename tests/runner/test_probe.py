@@ -67,6 +67,11 @@ def test_a_provider_that_is_listed_and_takes_no_node_is_refused() -> None:
             ["[E:onnxruntime] Failed to load library cuda.so with error: libx.so.13: cannot open\nmore"],
             "its library does not load: libx.so.13: cannot open",
         ),
+        (
+            "[ONNXRuntimeError] : 6 : /src/matmul_nbits.cc:92 MatMulNBits<T1> nbits_ == 4 was false. Only 4b.",
+            [],
+            "Only 4b.",
+        ),
         ("NOT_IMPLEMENTED : Only 4b is supported", ["a warning"], "NOT_IMPLEMENTED : Only 4b is supported"),
     ],
 )
