@@ -39,7 +39,7 @@ SLOW_RATIO = 4.0
 times and more."""
 
 # Relative root mean square error of the product. Rounding activations to int8 costs 4e-3 to 9e-3; float32
-# arithmetic 1e-7 to 1e-6, or 1e-3 where a GPU multiplies in TF32. Codes read wrongly are off by 0.1 and more.
+# arithmetic 1e-7 to 1e-6; TF32 of a GPU keeps 10 bits, so about 1e-3. Codes read wrongly are off by 0.1 and more.
 FLOAT_ERROR, INT8_ERROR = 5e-3, 2e-2
 INT8_FLOOR = 1e-3
 MAX_TOLD_BYTES = 2**16

@@ -87,7 +87,7 @@ def _packages() -> tuple[str, ...]:
     found = set()
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"] or "").lower().replace("_", "-")
-        if re.fullmatch(r"(ort-nightly|onnxruntime)(-(?!extensions|genai|tools|training-)[a-z0-9-]+)?", name):
+        if re.fullmatch(r"(ort-nightly|onnxruntime)(-(?!extensions|genai|tools)[a-z0-9-]+)?", name):
             found.add(f"{name} {distribution.version}")
     return tuple(sorted(found))
 
