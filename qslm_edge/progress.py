@@ -55,14 +55,19 @@ class Silent:
         """Do nothing."""
 
 
-def runner_stages(progress: Progress) -> Callable[[str, float], None]:
+_COUNTED = ("items", "running nodes")
+"""In titles of the runner whose shares add up to 1."""
+
+
+def runner_stages(progress: Progress, prefix: str = "verify: ") -> Callable[[str, float], None]:
     """A listener for the runner, which tells (title, share of it), that begins a stage at each new title."""
     current: list[str] = []
 
     def tell(title: str, share: float) -> None:
         if current[-1:] != [title]:
             current.append(title)
-            progress.stage(f"verify: {title}", 1.0 if "items" in title else None)
+            counted = any(words in title for words in _COUNTED)
+            progress.stage(f"{prefix}{title}", 1.0 if counted else None)
         if share:
             progress.advance(share)
 

@@ -19,6 +19,11 @@ try:
 except KeyboardInterrupt:  # while numpy was loading, say
     sys.stderr.write("interrupted\\n")
     code = 130
+except ModuleNotFoundError as error:
+    if error.name != "numpy":
+        raise
+    sys.stderr.write("error: numpy is not installed. Next: python3 -m pip install numpy onnxruntime\\n")
+    code = 4
 sys.exit(code)
 """
 _BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py", "bundle/reader.py")

@@ -38,12 +38,14 @@ TRACEBACK_VARIABLE = "QSLM_EDGE_TRACEBACK"
 COMMANDS: dict[str, str] = {
     "deploy": "qslm_edge.cli.deploy",
     "inspect": "qslm_edge.cli.inspect",
+    "fit": "qslm_edge.cli.fit",
     "search": "qslm_edge.cli.search",
     "export": "qslm_edge.cli.export",
     "verify": "qslm_edge.cli.verify",
     "meter": "qslm_edge.cli.meter",
     "generate": "qslm_edge.cli.generate",
     "profiles": "qslm_edge.cli.profiles",
+    "doctor": "qslm_edge.cli.doctor",
     "report": "qslm_edge.cli.report",
 }
 """Command and module, in the order of the help. A module has a function ``command`` or a typer ``app``."""
@@ -53,6 +55,7 @@ _EXAMPLES = """
 
   [cyan]qslm-edge deploy --profile jetson-orin[/cyan]            all steps in one: search, export, verify
   [cyan]qslm-edge inspect my.pth --embedding dense[/cyan]        what a checkpoint consists of
+  [cyan]qslm-edge fit my.pth -p jetson-orin[/cyan]               will it fit the board, and if not, what would
   [cyan]qslm-edge search -p jetson-orin --out runs/a[/cyan]      find a setting
   [cyan]qslm-edge export runs/a[/cyan]                           write its bundle
   [cyan]qslm-edge verify runs/a/bundle[/cyan]                    give a verdict on this machine
@@ -60,6 +63,7 @@ _EXAMPLES = """
   [cyan]qslm-edge generate runs/a/bundle --prompt "The"[/cyan]   text from it
   [cyan]qslm-edge report runs/a[/cyan]                           what a deployment found, again
   [cyan]qslm-edge profiles list[/cyan]                           boards, memory, weight widths
+  [cyan]qslm-edge doctor[/cyan]                                  what this machine can run and measure
 """
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)

@@ -28,6 +28,7 @@ __all__ = [
     "RecipeFile",
     "ReportData",
     "ReportWindows",
+    "Root",
     "SearchData",
     "SearchWindows",
     "Task",
@@ -214,6 +215,13 @@ Provider = Annotated[
         show_default=False,
     ),
 ]
+Root = Annotated[
+    Path,
+    typer.Option(
+        "--root", exists=True, file_okay=False, hidden=True, help="A recorded tree that plays the board."
+    ),
+]
+"""For tests: see docs/measurement.md, "A simulated board"."""
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qslm_edge.cli import detect
 from qslm_edge.cli.console import Json, print_error, print_json, print_line, print_table
 from qslm_edge.errors import EXIT_PASS, ProfileError
 from qslm_edge.profiles import Fact, Profile, Width, list_profiles, load_profile, read_profile
@@ -122,6 +123,9 @@ def validate_command(
     if as_json:
         print_json({"files": results})
     raise typer.Exit(code)
+
+
+app.command("detect", epilog=detect.EXAMPLES)(detect.command)
 
 
 def _bits(widths: Iterable[Width], between: str = ", ") -> str:

@@ -29,7 +29,12 @@ EXAMPLES = """
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
 """
-_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+_STYLES = {
+    "pass": "bold green",
+    "fail": "bold red",
+    "inconclusive": "bold yellow",
+    "simulated": "bold yellow",
+}
 
 
 def command(
@@ -70,6 +75,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    root: opt.Root = Path("/"),
     as_json: Json = False,
 ) -> None:
     """Check files, metric, memory, latency and power of a bundle where it lies, and give a verdict."""
@@ -92,6 +98,7 @@ def command(
         max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
         power_source=power_source,
         power_marker=power_marker,
+        root=root,
     )
     with console.RichProgress() as progress:
         result = verify_bundle(bundle, options, runner_stages(progress))

@@ -6,10 +6,19 @@ prediction by a rule fitted to measurements of ONNX Runtime 1.31.1 on x86-64 (to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from qslm_edge.quantize.levels import Level, Setting
 from qslm_edge.spikegpt.hierarchy import Block, Hierarchy, Module
 
-__all__ = ["block_bytes", "matrix_bytes", "predict_peak_rss_bytes", "weight_bytes"]
+__all__ = [
+    "ProcessMemory",
+    "block_bytes",
+    "matrix_bytes",
+    "predict_memory",
+    "predict_peak_rss_bytes",
+    "weight_bytes",
+]
 
 MIB = 2**20
 BARE_PROCESS_BYTES = 73 * MIB
@@ -67,15 +76,57 @@ def _mapped_scale_bytes(module: Module, level: Level) -> int:
     return 4 * module.rows * (module.columns // (level.group_size or 1))
 
 
-def predict_peak_rss_bytes(hierarchy: Hierarchy, setting: Setting) -> int:
-    """Predicted peak RSS of a decoding process on the CPU execution provider.
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Predicted resident memory of a decoding process on the CPU execution provider, part by part.
 
-    bare process + prepacked matrices + session, and on top whichever is more: the codes of the largest matrix once
-    more while it is prepacked, or what a running step touches. An estimate: reports label it so, and `verify`
-    measures the real one.
+    Attributes:
+        bare_bytes: Python, numpy and onnxruntime before a session.
+        matrices_bytes: matrices as the session keeps them, prepacked; the embedding stays in the mapped file.
+        session_bytes: what a session takes besides.
+        loading_bytes: the codes of the largest matrix once more, while it is prepacked.
+        running_bytes: what a step touches, the state of one stream included.
+    """
+
+    bare_bytes: int
+    matrices_bytes: int
+    session_bytes: int
+    loading_bytes: int
+    running_bytes: int
+
+    @property
+    def after_load_bytes(self) -> int:
+        return self.bare_bytes + self.matrices_bytes + self.session_bytes
+
+    @property
+    def load_peak_bytes(self) -> int:
+        return self.after_load_bytes + self.loading_bytes
+
+    @property
+    def steady_bytes(self) -> int:
+        return self.after_load_bytes + self.running_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The more of loading and running."""
+        return max(self.load_peak_bytes, self.steady_bytes)
+
+
+def predict_memory(hierarchy: Hierarchy, setting: Setting) -> ProcessMemory:
+    """Predicted memory of a decoding process on a runtime that has a kernel for every level.
+
+    An estimate: reports label it so, and `verify` measures the real one.
     """
     linear = [(m, setting[m.name]) for m in hierarchy.modules if m.kind == "linear"]
-    packed = sum(_resident(module, level) for module, level in linear)
-    largest = max((_code_bytes(module, level) for module, level in linear), default=0)
-    running = WORKING_BYTES + sum(_mapped_scale_bytes(module, level) for module, level in linear)
-    return BARE_PROCESS_BYTES + packed + SESSION_BYTES + max(largest, running)
+    return ProcessMemory(
+        bare_bytes=BARE_PROCESS_BYTES,
+        matrices_bytes=sum(_resident(module, level) for module, level in linear),
+        session_bytes=SESSION_BYTES,
+        loading_bytes=max((_code_bytes(module, level) for module, level in linear), default=0),
+        running_bytes=WORKING_BYTES + sum(_mapped_scale_bytes(module, level) for module, level in linear),
+    )
+
+
+def predict_peak_rss_bytes(hierarchy: Hierarchy, setting: Setting) -> int:
+    """Predicted peak RSS of a decoding process on the CPU execution provider, from `predict_memory`."""
+    return predict_memory(hierarchy, setting).peak_bytes

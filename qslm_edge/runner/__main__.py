@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -17,14 +17,18 @@ from typing import Any, NoReturn
 from qslm_edge import __version__
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, QslmError
-from qslm_edge.runner.checks import score_bundle
+from qslm_edge.runner.checks import check_golden, score_bundle
 from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
 from qslm_edge.runner.decode import DecodeOptions, measure_decode
+from qslm_edge.runner.doctor import examine
+from qslm_edge.runner.findings import finding_lines
 from qslm_edge.runner.power import SOURCES, PowerPlan
 from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
 from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
-from qslm_edge.runner.session import CPU, bundle_path_of
+from qslm_edge.runner.probe import probe_provider
+from qslm_edge.runner.session import CPU, Session, bundle_path_of
+from qslm_edge.runner.survey import prove_memory
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 
@@ -39,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|doctor|info")
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )
@@ -70,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         help="make three bursts of load first, to align the log of an external meter",
     )
     add_meter_command(commands)
+    verify.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # simulated board
+    doctor = commands.add_parser("doctor", help="try what this machine can run and measure, and the bundle")
+    doctor.add_argument("bundle", nargs="?", type=Path, help="bundle directory (default: where run.pyz lies)")
+    doctor.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    doctor.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
     for name in ("_score", "_decode"):
@@ -84,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         hidden.add_argument("--memory-budget-bytes", type=_positive)
         for flag in ("--is-board", "--only-power-source", "--power-marker"):
             hidden.add_argument(flag, action="store_true")
+        hidden.add_argument("--root", type=Path, default=Path("/"))
+    golden = commands.add_parser("_golden")
+    golden.add_argument("bundle", type=Path)
+    golden.add_argument("--provider", default=CPU)
+    commands.add_parser("_probe").add_argument("provider")
+    commands.add_parser("_memory")
+    for name in ("_golden", "_probe", "_memory"):
+        commands.choices[name].add_argument("--answer", type=Path, required=True)
     return parser
 
 
@@ -97,12 +114,14 @@ def _positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
-    if options.command in ("_score", "_decode"):
+    if options.command.startswith("_"):
         return _child(options)
     try:
         with _sigterm_as_interrupt():
             if options.command == "meter":
                 return _meter(options)
+            if options.command == "doctor":
+                return _doctor(options)
             path = options.bundle or bundle_path_of(sys.argv[0]) or Path()
             if options.command == "info":
                 _out(json.dumps(open_bundle(path).manifest, indent=1))
@@ -151,6 +170,35 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
     check_power_flags(options.power, options.power_source, options.power_marker)
     if options.output is not None:
         _check_output(options.output)
+    chosen = VerifyOptions(
+        options.provider,
+        options.threads,
+        options.steps,
+        options.power,
+        power_source=options.power_source,
+        power_marker=options.power_marker,
+        root=options.root,
+    )
+    result = verify_bundle(path, chosen, _each_title_once())
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options.output is not None:
+        _write(options.output, text + "\n")
+    _out(text if options.json else "\n".join(summary_lines(result)))
+    return int(result["exit_code"])
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    bundle = options.bundle or bundle_path_of(sys.argv[0])
+    document = examine(bundle, root=options.root, on_progress=_each_title_once())
+    _out(
+        json.dumps(document, indent=1, allow_nan=False)
+        if options.json
+        else "\n".join(finding_lines(document))
+    )
+    return int(document["exit_code"])
+
+
+def _each_title_once() -> Callable[[str, float], None]:
     seen: list[str] = []
 
     def progress(title: str, _share: float) -> None:
@@ -158,23 +206,7 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
             seen.append(title)
             sys.stderr.write(f"{title} ...\n")
 
-    result = verify_bundle(
-        path,
-        VerifyOptions(
-            options.provider,
-            options.threads,
-            options.steps,
-            options.power,
-            power_source=options.power_source,
-            power_marker=options.power_marker,
-        ),
-        progress,
-    )
-    text = json.dumps(result, indent=1, allow_nan=False)
-    if options.output is not None:
-        _write(options.output, text + "\n")
-    _out(text if options.json else "\n".join(summary_lines(result)))
-    return int(result["exit_code"])
+    return progress
 
 
 def _meter(options: argparse.Namespace) -> int:
@@ -212,42 +244,55 @@ def _child(options: argparse.Namespace) -> int:
     # Ctrl-C reaches the whole process group; the parent decides and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        bundle = open_bundle(options.bundle, check=False)
-        answer: dict[str, Any]
-        if options.command == "_score":
-            splits: list[Any] = [split for split in ("search", "report") if split in bundle.manifest["items"]]
-            answer = score_bundle(
-                bundle,
-                provider=options.provider,
-                threads=options.threads,
-                splits=splits,
-                memory_budget_bytes=options.memory_budget_bytes,
-                note=report_progress,
-            )
-        else:
-            decode = DecodeOptions(
-                threads=options.threads,
-                provider=options.provider,
-                steps=options.steps,
-                power=options.power,
-                power_source=options.power_source,
-                power_plan=PowerPlan.from_mapping(bundle.manifest["profile"]["power"]),
-                power_marker=options.power_marker,
-                only_source=options.only_power_source,
-                is_board=options.is_board,
-            )
-            answer = measure_decode(
-                bundle, bundle.items("search"), decode, lambda title: report_progress(title, 0.0)
-            )
+        answer = _answer(options)
     except QslmError as error:
         write_answer(options.answer, error)
         return error.exit_code
     except MemoryError:
-        fault = EnvironmentFault("out of memory while measuring", where=options.bundle, hint=MEMORY_HINT)
+        fault = EnvironmentFault("out of memory while measuring", where=_subject(options), hint=MEMORY_HINT)
         write_answer(options.answer, fault)
         return fault.exit_code
     write_answer(options.answer, answer)
     return 0
+
+
+def _subject(options: argparse.Namespace) -> object:
+    return getattr(options, "bundle", None) or getattr(options, "provider", None)
+
+
+def _answer(options: argparse.Namespace) -> dict[str, Any]:
+    """What one measuring process finds."""
+    if options.command == "_memory":
+        return prove_memory().to_dict()
+    if options.command == "_probe":
+        return probe_provider(options.provider, note=report_progress).to_dict()
+    bundle = open_bundle(options.bundle, check=False)
+    if options.command == "_golden":
+        session = Session(bundle, provider=options.provider)
+        return {"session": session.describe(), "golden": check_golden(session, bundle)}
+    if options.command == "_score":
+        splits: list[Any] = [split for split in ("search", "report") if split in bundle.manifest["items"]]
+        return score_bundle(
+            bundle,
+            provider=options.provider,
+            threads=options.threads,
+            splits=splits,
+            memory_budget_bytes=options.memory_budget_bytes,
+            note=report_progress,
+        )
+    decode = DecodeOptions(
+        threads=options.threads,
+        provider=options.provider,
+        steps=options.steps,
+        power=options.power,
+        power_source=options.power_source,
+        power_plan=PowerPlan.from_mapping(bundle.manifest["profile"]["power"]),
+        power_marker=options.power_marker,
+        only_source=options.only_power_source,
+        is_board=options.is_board,
+        root=options.root,
+    )
+    return measure_decode(bundle, bundle.items("search"), decode, lambda title: report_progress(title, 0.0))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from qslm_edge.items import Items
 from qslm_edge.runner.conditions import compare, read_conditions
 from qslm_edge.runner.latency import summarise_latency
 from qslm_edge.runner.memory import read_memory
+from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.power import (
     PRESETS,
     EnergyResult,
@@ -34,6 +36,7 @@ from qslm_edge.runner.power import (
     open_source,
 )
 from qslm_edge.runner.session import Session, import_onnxruntime, uses_gpu
+from qslm_edge.runner.simulated import mark_source
 
 __all__ = ["DecodeOptions", "energy_dict", "measure_decode"]
 
@@ -57,6 +60,7 @@ class DecodeOptions:
         power_marker: make a marker pulse for an external meter before the first run.
         only_source: the user named the interface: no other stands in.
         is_board: this host is the board of the profile.
+        root: "/"; a folder with a recorded tree plays the board in a test.
     """
 
     threads: int = 1
@@ -69,6 +73,7 @@ class DecodeOptions:
     power_marker: bool = False
     only_source: bool = False
     is_board: bool = False
+    root: Path = Path("/")
 
 
 class _Stream:
@@ -138,7 +143,7 @@ def measure_decode(
         prefill = _prefill(session, tokens, options.prefill_tokens)
     after_prefill = read_memory()
     note("timing")
-    samples, conditions = _timed(stream, options.steps)
+    samples, conditions = _timed(stream, options.steps, options.root)
     return {
         "session": session.describe(),
         "load_s": load_s,
@@ -165,9 +170,9 @@ def measure_decode(
     }
 
 
-def _timed(stream: _Stream, steps: int) -> tuple[list[float], dict[str, Any]]:
+def _timed(stream: _Stream, steps: int, root: Path) -> tuple[list[float], dict[str, Any]]:
     """Seconds of each step, and the conditions at both edges of the run."""
-    before = read_conditions()
+    before = read_conditions(root)
     for _ in range(WARMUP_STEPS):  # reading takes milliseconds, in which clocks and caches go back to rest
         stream.feed(1)
     samples: list[float] = []
@@ -175,7 +180,7 @@ def _timed(stream: _Stream, steps: int) -> tuple[list[float], dict[str, Any]]:
         begun = time.perf_counter()
         stream.feed(1)
         samples.append(time.perf_counter() - begun)
-    after = read_conditions()
+    after = read_conditions(root)
     return samples, {
         "before": before.to_dict(),
         "after": after.to_dict(),
@@ -219,6 +224,11 @@ def _energy(stream: _Stream, options: DecodeOptions, note: Callable[[str], None]
 def _power_source(options: DecodeOptions) -> PowerSource | Unavailable:
     """The profile's source, or another of this host where this is a rehearsal."""
     gpu = uses_gpu(options.provider)
+    if not is_live(options.root):
+        source = open_source(
+            options.power_source, options.root, plan=options.power_plan, use_gpu=gpu, only_preferred=True
+        )
+        return mark_source(source) if isinstance(source, PowerSource) else source
     if options.power_source == "nvml" and not gpu and not options.only_source:
         idle_gpu = Unavailable("nvml", "NVML reads the GPU board, and the bundle ran on the CPU")
         other = open_source(None, use_gpu=False)

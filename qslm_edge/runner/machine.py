@@ -98,6 +98,15 @@ def _fields(cpuinfo: str, name: str) -> list[str]:
     return [text.strip() for text in re.findall(rf"^{name}[ \t]*:(.*)$", cpuinfo, re.MULTILINE)]
 
 
+def _arch(cpuinfo: Observed[str], live: bool) -> str:
+    if not live and _fields(cpuinfo.value or "", "CPU implementer"):
+        return "aarch64"
+    if not live and _fields(cpuinfo.value or "", "vendor_id"):
+        return "x86_64"
+    raw = platform.machine().lower()
+    return ARCHES.get(raw, raw)
+
+
 def _cpu_model(cpuinfo: Observed[str], live: bool) -> Observed[str]:
     def convert(text: str) -> str:
         named = [name for name in _fields(text, "model name") if name]
@@ -208,7 +217,8 @@ def identify(root: Path = Path("/"), nvml: Any | None = None) -> Machine:
 
     Args:
         root: "/" on a host, a folder with the same tree in a test: then no command and no library is asked,
-            while architecture, cores and Python remain those of this process.
+            while usable cores and Python remain those of this process, and its architecture where the tree
+            has no /proc/cpuinfo.
         nvml: a module with the functions of pynvml, for tests.
 
     Returns:
@@ -232,9 +242,8 @@ def identify(root: Path = Path("/"), nvml: Any | None = None) -> Machine:
         "total_memory_bytes": _total_memory(root),
         "gpu_names": gpu_names,
     }
-    raw_arch = platform.machine().lower()
     return Machine(
-        arch=ARCHES.get(raw_arch, raw_arch),
+        arch=_arch(cpuinfo, live),
         cpu_model=cpu_model.value,
         features=features.value or (),
         cores_usable=found["cores_usable"].value,

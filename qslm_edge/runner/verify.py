@@ -21,7 +21,9 @@ from qslm_edge.runner.child import run_child
 from qslm_edge.runner.conditions import Conditions, compare, read_conditions
 from qslm_edge.runner.gate import Check, agreement_check, exit_code, limit_check, overall, quality_check
 from qslm_edge.runner.machine import identify, matches
+from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.session import CPU, import_onnxruntime
+from qslm_edge.runner.simulated import mark_result
 from qslm_edge.runner.text import json_ready
 
 __all__ = ["VerifyOptions", "choose_provider", "verify_bundle"]
@@ -44,6 +46,8 @@ class VerifyOptions:
         power_marker: make a marker pulse for an external meter.
         memory_budget_bytes: overrides the bundle's limit of the process peak.
         max_degradation: overrides the bundle's limit of the metric.
+        root: "/"; a folder with a recorded tree plays the board in a test. Then nothing is the board's, and
+            what would be a pass is called "simulated".
     """
 
     provider: str | None = None
@@ -54,6 +58,7 @@ class VerifyOptions:
     max_degradation: float | None = None
     power_source: str | None = None
     power_marker: bool = False
+    root: Path = Path("/")
 
 
 def verify_bundle(
@@ -76,7 +81,8 @@ def verify_bundle(
     on_progress("checking files", 0.0)
     bundle = open_bundle(path)
     runtime = import_onnxruntime(bundle.manifest["runtime"]["onnxruntime_min"])
-    machine = identify()
+    simulated = not is_live(options.root)
+    machine = identify(options.root)
     is_board, why = matches(bundle.manifest["profile"]["match"], machine)
     provider, placement = choose_provider(
         list(bundle.manifest["runtime"]["providers"]),
@@ -85,7 +91,7 @@ def verify_bundle(
         asked=options.provider,
     )
     rehearsal = not (is_board and placement["as_planned"])
-    before = read_conditions()
+    before = read_conditions(options.root)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     place = str(bundle.path.resolve())
     budget = options.memory_budget_bytes or bundle.manifest["constraints"].get("memory_budget_bytes")
@@ -99,8 +105,11 @@ def verify_bundle(
         arguments += [f"--power-source={source}"] if source else []
         arguments += ["--only-power-source"] if options.power_source else []
         arguments += ["--power-marker"] if options.power_marker else []
+        arguments += [f"--root={options.root.resolve()}"] if simulated else []
         decoded = run_child(arguments + (["--is-board"] if is_board else []), on_progress)
-    conditions = decoded.pop("conditions") if decoded is not None else _conditions_around(before)
+    conditions = (
+        decoded.pop("conditions") if decoded is not None else _conditions_around(before, options.root)
+    )
     checks = _checks(bundle, options, scored, decoded)
     verdict = overall(checks)
     result: dict[str, Any] = {
@@ -121,13 +130,13 @@ def verify_bundle(
         "decode": decoded,
         "conditions": conditions,
     }
-    ready: dict[str, Any] = json_ready(result)
+    ready: dict[str, Any] = json_ready(mark_result(result) if simulated else result)
     return ready
 
 
-def _conditions_around(before: Conditions) -> dict[str, Any]:
+def _conditions_around(before: Conditions, root: Path) -> dict[str, Any]:
     """Conditions by this process, when no decode process could read them under load."""
-    after = read_conditions()
+    after = read_conditions(root)
     return {
         "before": before.to_dict(),
         "after": after.to_dict(),

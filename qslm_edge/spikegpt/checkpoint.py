@@ -26,7 +26,7 @@ from qslm_edge.spikegpt.config import DEFAULT_CTX_LEN, SpikeGPTConfig, decide_em
 from qslm_edge.spikegpt.hierarchy import Head, build_hierarchy
 from qslm_edge.spikegpt.model import SpikeGPT
 
-__all__ = ["load_checkpoint"]
+__all__ = ["load_checkpoint", "read_config"]
 
 MAX_FILE_BYTES = 16 * 10**9
 MAX_JSON_BYTES = 64 * 2**20
@@ -48,7 +48,28 @@ def load_checkpoint(path: str | Path, embedding: str | None = None) -> SpikeGPT:
     Raises:
         CheckpointError: missing, truncated, unsafe, wrong keys, wrong shapes, or values that are not finite.
     """
-    path = Path(path)
+    config, tensors = _open(Path(path), embedding)
+    return SpikeGPT(config, _checked(tensors, config, Path(path)))
+
+
+def read_config(path: str | Path, embedding: str | None = None) -> SpikeGPTConfig:
+    """Sizes of a checkpoint, from the names and shapes of its tensors; their values are not looked at.
+
+    Args:
+        path: as for `load_checkpoint`.
+        embedding: likewise.
+
+    Raises:
+        CheckpointError: missing, truncated, unsafe, wrong keys or wrong shapes.
+    """
+    config, tensors = _open(Path(path), embedding)
+    for key, shape in _named(tensors, config, Path(path)).items():
+        _check_shape(tensors[key], shape, f"{path}: {key}")
+    return config
+
+
+def _open(path: Path, embedding: str | None) -> tuple[SpikeGPTConfig, dict[str, Tensor]]:
+    """Sizes and tensors under the published keys; the files are mapped."""
     if not _exists(path):
         raise CheckpointError(
             "no such checkpoint", where=path, hint="give a .pth, a .safetensors or a model directory"
@@ -67,9 +88,7 @@ def load_checkpoint(path: str | Path, embedding: str | None = None) -> SpikeGPT:
     else:
         tensors = _read_pth(path)
     tensors = _published_keys(tensors, path)
-    config = _config_from(tensors, raw_config, embedding, path)
-    kept = _checked(tensors, config, path)
-    return SpikeGPT(config, kept)
+    return _config_from(tensors, raw_config, embedding, path), tensors
 
 
 def _exists(path: Path) -> bool:
@@ -282,7 +301,8 @@ def _expected(config: SpikeGPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _checked(tensors: Mapping[str, Tensor], config: SpikeGPTConfig, where: Path) -> dict[str, Tensor]:
+def _named(tensors: Mapping[str, Tensor], config: SpikeGPTConfig, where: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the model, all of which are there and no others."""
     expected = _expected(config)
     if missing := expected.keys() - tensors.keys():
         raise CheckpointError(
@@ -292,16 +312,21 @@ def _checked(tensors: Mapping[str, Tensor], config: SpikeGPTConfig, where: Path)
         raise CheckpointError(
             "unknown tensors", where=where, found=_some(unknown), allowed="the published SpikeGPT keys"
         )
+    return expected
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    # some exporters write vectors with other axes of length one; a transposed matrix is wrong
+    if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+        raise CheckpointError("wrong shape", where=where, found=list(tensor.shape), allowed=list(shape))
+
+
+def _checked(tensors: Mapping[str, Tensor], config: SpikeGPTConfig, where: Path) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
-    for key, shape in expected.items():
+    for key, shape in _named(tensors, config, where).items():
         tensor = tensors[key]
-        if tuple(tensor.shape) != shape:
-            # some exporters write vectors with other axes of length one; a transposed matrix is wrong
-            if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
-                raise CheckpointError(
-                    "wrong shape", where=f"{where}: {key}", found=list(tensor.shape), allowed=list(shape)
-                )
-            tensor = tensor.reshape(shape)
+        _check_shape(tensor, shape, f"{where}: {key}")
+        tensor = tensor.reshape(shape)
         if not tensor.is_floating_point():
             raise CheckpointError("not a floating-point tensor", where=f"{where}: {key}", found=tensor.dtype)
         tensor = tensor.to(torch.float32)

@@ -179,3 +179,27 @@ def test_a_tampered_bundle_is_one_line_and_2(lm_bundle: Bundle, run_pyz: Any, co
     missing = run_pyz(str(copy / "run.pyz"), "verify", "absent")
     assert missing.returncode == 2
     assert "absent: not a bundle" in missing.stderr
+
+
+def test_the_doctor_needs_numpy_and_onnxruntime_alone(
+    lm_bundle: Bundle, run_pyz: Any, tmp_path: Path
+) -> None:
+    done = run_pyz(str(lm_bundle.path / "run.pyz"), "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    document = json.loads(done.stdout)
+    assert document["bundle"] == {"digest": lm_bundle.digest}
+    status = {(found["area"], found["name"]): found["status"] for found in document["findings"]}
+    assert status["runtime", "CPUExecutionProvider"] == "ok"
+    assert status["bundle", "golden vectors"] == "ok"
+    assert status["memory", "read-out"] == "ok"
+    assert "Traceback" not in done.stderr
+    seen = [line.split("|") for line in (tmp_path / "seen").read_text("utf-8").splitlines()]
+    assert sorted(line[0] for line in seen) == ["['_golden']", "['_memory']", "['_probe']", "['doctor']"]
+    for _, _, third in seen:  # cython_runtime is part of numpy.random
+        assert set(third.split(",")) - ALLOWED <= {"qslm_edge", "sitecustomize", "cython_runtime"}
+
+
+def test_without_numpy_it_says_what_to_install(lm_bundle: Bundle, run_pyz: Any) -> None:
+    done = run_pyz("-S", str(lm_bundle.path / "run.pyz"), "doctor")  # -S: no installed packages
+    assert done.returncode == 4
+    assert done.stderr == ("error: numpy is not installed. Next: python3 -m pip install numpy onnxruntime\n")

@@ -8,6 +8,7 @@ from qslm_edge.quantize.accounting import (
     BARE_PROCESS_BYTES,
     block_bytes,
     matrix_bytes,
+    predict_memory,
     predict_peak_rss_bytes,
     weight_bytes,
 )
@@ -127,3 +128,14 @@ def test_float_levels_are_what_their_name_says() -> None:
     module = LARGE.modules[0]
     assert matrix_bytes(module, FLOAT32) == 4 * 50277 * 768
     assert matrix_bytes(module, FLOAT16) == 2 * 50277 * 768
+
+
+@pytest.mark.parametrize("text", ["32", "16", "8g64", "4g32f", "2g128"])
+def test_the_peak_is_that_of_its_parts(text: str) -> None:
+    memory = predict_memory(LARGE, uniform(LARGE, text))
+    assert memory.after_load_bytes == memory.bare_bytes + memory.matrices_bytes + memory.session_bytes
+    assert memory.load_peak_bytes == memory.after_load_bytes + memory.loading_bytes
+    assert memory.steady_bytes == memory.after_load_bytes + memory.running_bytes
+    assert memory.peak_bytes == max(memory.load_peak_bytes, memory.steady_bytes)
+    assert memory.peak_bytes == predict_peak_rss_bytes(LARGE, uniform(LARGE, text))
+    assert memory.bare_bytes == BARE_PROCESS_BYTES

@@ -21,6 +21,7 @@ PAGES = (
     "README.md",
     "docs/architecture.md",
     "docs/bundle.md",
+    "docs/how-to-new-board.md",
     "docs/how-to-own-model.md",
     "docs/recipe.md",
     "docs/report.md",

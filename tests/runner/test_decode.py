@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_conditions_are_read_at_the_edges_of_the_timed_run(
         order.append("step" if len(tokens) == 1 else "long")
         return run(self, tokens, state, last)
 
-    def read() -> Conditions:
+    def read(_root: Path) -> Conditions:
         order.append("conditions")
         number = order.count("conditions")
         return Conditions({"counter.throttle": Observed(number, "/sys/somewhere")})

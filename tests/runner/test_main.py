@@ -320,3 +320,41 @@ def test_the_error_of_a_measuring_process_is_its_answer(
     if isinstance(error, MemoryError):
         assert "out of memory" in answer["line"]
         assert answer["line"].endswith(MEMORY_HINT[1:])
+
+
+@pytest.mark.usefixtures("own_sigint")
+def test_a_proving_process_answers(lm_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    assert program.main(["_golden", str(lm_bundle.path), "--answer", str(path)]) == 0
+    golden = answer_of(path)["result"]["golden"]
+    assert golden["ok"] is True
+    assert program.main(["_probe", "NoSuchExecutionProvider", "--answer", str(path)]) == 0
+    assert answer_of(path)["result"]["runs"] is False
+    assert program.main(["_memory", "--answer", str(path)]) == 0
+    assert answer_of(path)["result"]["taken_bytes"] >= 64 * 2**20
+
+
+# ---- doctor
+
+
+def test_the_doctor_prints_lines_or_json_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    finding = {"area": "memory", "name": "read-out", "status": "ok", "detail": "moved"}
+    document = {"findings": [finding], "summary": "That is all.", "exit_code": 3}
+
+    def examine(bundle: Path | None, *, root: Path, on_progress: Any) -> Any:
+        asked.append((bundle, root))
+        on_progress("checking", 0.0)
+        on_progress("checking", 0.0)
+        return document
+
+    monkeypatch.setattr(program, "examine", examine)
+    assert program.main(["doctor", "place", "--root", str(tmp_path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == "memory:\n  ok       read-out: moved\nThat is all.\n"
+    assert err == "checking ...\n"
+    assert program.main(["doctor", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == document
+    assert asked == [(Path("place"), tmp_path), (None, Path("/"))]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qslm_edge.errors import CheckpointError
 from qslm_edge.spikegpt import load_checkpoint
-from qslm_edge.spikegpt.checkpoint import INDEX
+from qslm_edge.spikegpt.checkpoint import INDEX, read_config
 
 Tensors = dict[str, Tensor]
 SHARED = [HealthCheck.function_scoped_fixture]
@@ -606,3 +606,31 @@ def test_loading_does_not_change_the_file(tmp_path: Path, golden: Path) -> None:
     model.tensors["emb.weight"] += 1  # the mapping is private
     assert path.read_bytes() == before
     assert np.isfinite(model.tensors["emb.weight"].numpy()).all()
+
+
+# sizes alone
+
+
+def test_sizes_are_read_without_a_look_at_the_values(tensors: Tensors, tmp_path: Path) -> None:
+    tensors["emb.weight"][0, 0] = float("nan")
+    for suffix in (".safetensors", ".pth"):
+        path = tmp_path / f"m{suffix}"
+        save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+        config = read_config(path, "dense")
+        assert (config.vocab_size, config.n_embd) == tuple(tensors["emb.weight"].shape)
+        assert "NaN" in refusal(path)
+
+
+def test_sizes_need_every_tensor_in_its_shape(tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    key = "blocks.0.att.key.weight"
+    for change, text in (
+        ({key: tensors[key][:-1].clone()}, "wrong shape"),
+        ({"blocks.0.att.extra": torch.zeros(1)}, "unknown tensors"),
+    ):
+        save_file({**tensors, **change}, path)
+        with pytest.raises(CheckpointError, match=text):
+            read_config(path, "dense")
+    save_file({name: tensor for name, tensor in tensors.items() if name != key}, path)
+    with pytest.raises(CheckpointError, match="tensors are missing"):
+        read_config(path, "dense")
