@@ -19,12 +19,24 @@ from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, QslmError
 from qslm_edge.runner.checks import score_bundle
 from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
-from qslm_edge.runner.decode import DecodeOptions, measure_decode
+from qslm_edge.runner.decode import measure_latency, measure_prefill
+from qslm_edge.runner.decode_energy import measure_decode_energy
+from qslm_edge.runner.decode_memory import measure_memory
+from qslm_edge.runner.limits import Limits, parse_joules, parse_seconds, parse_speed
 from qslm_edge.runner.session import CPU, bundle_path_of
+from qslm_edge.runner.stream import DecodeOptions
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 
 __all__ = ["main"]
+
+_MEASURES = {
+    "_memory": measure_memory,
+    "_latency": measure_latency,
+    "_prefill": measure_prefill,
+    "_energy": measure_decode_energy,
+}
+"""Hidden commands that each measure one thing in a fresh process."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,23 +58,34 @@ def _parser() -> argparse.ArgumentParser:
         "--provider", help="execution provider (default: the profile's first choice that is here)"
     )
     verify.add_argument("--threads", type=_positive, default=1, help="threads for decoding (default 1)")
-    verify.add_argument("--steps", type=_positive, default=256, help="decode steps to time (default 256)")
+    verify.add_argument(
+        "--steps", type=_positive, help="decode steps to time (default: at least 512, and some seconds)"
+    )
     verify.add_argument(
         "--power",
         choices=("smoke", "release", "off"),
         default="smoke",
         help="power measurement (default smoke)",
     )
+    verify.add_argument(
+        "--max-latency", metavar="TIME", help="limit of the 95th percentile a token, e.g. 20ms"
+    )
+    verify.add_argument(
+        "--min-decode-speed", metavar="SPEED", help="least decoding speed in tokens/s, e.g. 50"
+    )
+    verify.add_argument(
+        "--max-energy", metavar="ENERGY", help="limit of the energy a token, idle part included, e.g. 5mJ"
+    )
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
-    for name in ("_score", "_decode"):
+    for name in ("_score", *_MEASURES):
         hidden = commands.add_parser(name)
         hidden.add_argument("bundle", type=Path)
         hidden.add_argument("--answer", type=Path, required=True)
         hidden.add_argument("--provider", default=CPU)
         hidden.add_argument("--threads", type=_positive, default=1)
-        hidden.add_argument("--steps", type=_positive, default=256)
-        hidden.add_argument("--power", default="off")
+        hidden.add_argument("--steps", type=_positive)
+        hidden.add_argument("--power", default="smoke")
         hidden.add_argument("--power-source")
         hidden.add_argument("--memory-budget-bytes", type=_positive)
         hidden.add_argument("--is-board", action="store_true")
@@ -79,7 +102,7 @@ def _positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
-    if options.command in ("_score", "_decode"):
+    if options.command == "_score" or options.command in _MEASURES:
         return _child(options)
     try:
         with _sigterm_as_interrupt():
@@ -130,6 +153,7 @@ def _out(text: str) -> None:
 def _verify(path: Path, options: argparse.Namespace) -> int:
     if options.output is not None:
         _check_output(options.output)
+    limits = _limits(options)
     seen: list[str] = []
 
     def progress(title: str, _share: float) -> None:
@@ -137,16 +161,22 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
             seen.append(title)
             sys.stderr.write(f"{title} ...\n")
 
-    result = verify_bundle(
-        path,
-        VerifyOptions(options.provider, options.threads, options.steps, options.power),
-        progress,
-    )
+    asked = VerifyOptions(options.provider, options.threads, options.steps, options.power, limits)
+    result = verify_bundle(path, asked, progress)
     text = json.dumps(result, indent=1, allow_nan=False)
     if options.output is not None:
         _write(options.output, text + "\n")
     _out(text if options.json else "\n".join(summary_lines(result)))
     return int(result["exit_code"])
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    latency, speed, energy = options.max_latency, options.min_decode_speed, options.max_energy
+    return Limits(
+        max_latency_s=None if latency is None else parse_seconds(latency, "--max-latency"),
+        min_decode_tokens_per_s=None if speed is None else parse_speed(speed, "--min-decode-speed"),
+        max_energy_j_per_token=None if energy is None else parse_joules(energy, "--max-energy"),
+    )
 
 
 def _check_output(path: Path) -> None:
@@ -194,7 +224,8 @@ def _child(options: argparse.Namespace) -> int:
                 power_source=options.power_source,
                 is_board=options.is_board,
             )
-            answer = measure_decode(
+            measure = _MEASURES[options.command]
+            answer = measure(
                 bundle, bundle.items("search"), decode, lambda title: report_progress(title, 0.0)
             )
     except QslmError as error:

@@ -80,7 +80,7 @@ def test_a_single_item_has_no_error(small: Report) -> None:
 
 def test_absent_figures_carry_their_reason(small: Report) -> None:
     decode = small["verification"]["decode"]
-    decode["latency"].update(p50_s=None, tokens_per_s_median=None, reasons={"p50_s": "no samples"})
+    decode["latency"].update(p50_s=None, tokens_per_s_total=None, reasons={"p50_s": "no samples"})
     decode["prefill"] = {"tokens": 0, "tokens_per_s": None, "reason": "not asked for"}
     decode["memory"]["decode_peak_rss_bytes"] = None
     decode["memory"]["steady"]["reason"] = "/proc/self/status: permission denied"
