@@ -127,7 +127,7 @@ def interval_check(
         share = abs(limit - (nearest or 0.0)) / limit
         detail += f", {'clear of' if verdict == 'pass' else 'beyond'} the limit by {100 * share:.0f} %"
     elif None not in (good, bad):
-        detail += ", which holds the limit: more samples or repeats narrow it"
+        detail += ", which includes the limit: more samples or repeats narrow it"
     if reason and None in (good, bad):
         detail += f" ({reason})"
     if doubts and verdict != "inconclusive":
