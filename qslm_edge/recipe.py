@@ -25,6 +25,7 @@ __all__ = ["Recipe", "read_recipe", "write_recipe"]
 
 SCHEMA: Final = "qslm-edge/recipe/1"
 Positive = Annotated[int, Field(ge=1, strict=True)]
+Above = Annotated[float, Field(gt=0, le=1e12)]
 
 
 class Recipe(BaseModel):
@@ -64,6 +65,15 @@ class Recipe(BaseModel):
     weights_budget_bytes: Positive | None = Field(None, description="Limit of the packed weights, in bytes.")
     memory_budget_bytes: Positive | None = Field(
         None, description="Limit of the process peak, in bytes; absent: the profile's."
+    )
+    max_latency_s: Above | None = Field(
+        None, description="Limit of the 95th percentile of the latency of a decoded token, in seconds."
+    )
+    min_decode_tokens_per_s: Above | None = Field(
+        None, description="Least decoding speed over the whole timed run, in tokens a second."
+    )
+    max_energy_j_per_token: Above | None = Field(
+        None, description="Limit of the energy of a decoded token, idle part included, in joules."
     )
     mu: float | None = Field(
         None, ge=0, description="Select by Eq. 1 with this priority of memory; absent: smallest feasible."

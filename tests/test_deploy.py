@@ -30,6 +30,7 @@ from qslm_edge.errors import (
 from qslm_edge.progress import Silent
 from qslm_edge.quantize.levels import parse_level
 from qslm_edge.recipe import Recipe, read_recipe, write_recipe
+from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.verify import VerifyOptions
 from qslm_edge.search.trial import Judge
 from qslm_edge.steps.find import find_setting
@@ -255,7 +256,7 @@ def test_a_bundle_that_measures_something_else_than_the_search_fails(
 
 
 def test_memory_below_the_measured_peak_fails(place: Path, tmp_path: Path) -> None:
-    options = dataclasses.replace(QUICK, memory_budget_bytes=10**6)
+    options = dataclasses.replace(QUICK, limits=Limits(memory_budget_bytes=10**6))
     report = deploy(small_recipe(place), tmp_path / "run", Silent(), verify=options)
     assert (report["verdict"], report["exit_code"]) == ("fail", 1)
 

@@ -16,6 +16,7 @@ EXAMPLES = """
 
   [cyan]qslm-edge deploy --profile jetson-orin[/cyan]                              the embedded model
   [cyan]qslm-edge deploy -p jetson-orin --task sst2 --max-accuracy-drop 1[/cyan]   its classifier, tighter
+  [cyan]qslm-edge deploy -p jetson-orin --max-latency 20ms --max-energy 5mJ[/cyan]  judged on the board
   [cyan]qslm-edge deploy -p raspberry-pi-5-8gb -m my.pth --embedding dense --tokenizer tok.json[/cyan]
   [cyan]qslm-edge deploy --recipe runs/jetson-orin-nano-wikitext2/recipe.toml[/cyan]  the same again
 
@@ -43,6 +44,9 @@ def command(
     max_accuracy_drop: opt.MaxAccuracyDrop = None,
     memory_budget: opt.MemoryBudget = None,
     weights_budget: opt.WeightsBudget = None,
+    max_latency: opt.MaxLatency = None,
+    min_decode_speed: opt.MinDecodeSpeed = None,
+    max_energy: opt.MaxEnergy = None,
     levels: opt.Levels = None,
     group_size: opt.Group = None,
     mu: opt.Mu = None,
@@ -68,6 +72,9 @@ def command(
         max_accuracy_drop=max_accuracy_drop,
         memory_budget=memory_budget,
         weights_budget=weights_budget,
+        max_latency=max_latency,
+        min_decode_speed=min_decode_speed,
+        max_energy=max_energy,
         levels=levels,
         group_size=group_size,
         mu=mu,

@@ -15,9 +15,12 @@ __all__ = [
     "Group",
     "Levels",
     "MaxAccuracyDrop",
+    "MaxEnergy",
+    "MaxLatency",
     "MaxPplIncrease",
     "MemoryBudget",
     "Method",
+    "MinDecodeSpeed",
     "Model",
     "Mu",
     "Power",
@@ -40,6 +43,7 @@ __all__ = [
     "check_power",
     "check_power_source",
     "limit_from_flags",
+    "own_limits",
     "recipe_from_flags",
     "split_levels",
 ]
@@ -152,6 +156,30 @@ MemoryBudget = Annotated[
 WeightsBudget = Annotated[
     str | None,
     typer.Option("--weights-budget", help="Limit of the packed weights, e.g. 5MB.", show_default=False),
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(
+        "--max-latency",
+        help="Limit on the board of the 95th percentile of a token's latency, e.g. 20ms.",
+        show_default=False,
+    ),
+]
+MinDecodeSpeed = Annotated[
+    str | None,
+    typer.Option(
+        "--min-decode-speed",
+        help="Least decoding speed on the board in tokens/s, e.g. 50.",
+        show_default=False,
+    ),
+]
+MaxEnergy = Annotated[
+    str | None,
+    typer.Option(
+        "--max-energy",
+        help="Limit on the board of the energy of a token, idle part included, e.g. 5mJ.",
+        show_default=False,
+    ),
 ]
 Levels = Annotated[
     str | None,
@@ -267,6 +295,28 @@ def _limits(given: dict[str, Any], task: str) -> dict[str, Any]:
         text = given.pop(key, None)
         if text is not None:
             found[f"{key}_bytes"] = parse_bytes(text, f"--{key.replace('_', '-')}")
+    return found | own_limits(
+        given.pop("max_latency", None), given.pop("min_decode_speed", None), given.pop("max_energy", None)
+    )
+
+
+def own_limits(
+    max_latency: str | None, min_decode_speed: str | None, max_energy: str | None
+) -> dict[str, Any]:
+    """Limits of speed and energy under their names in the recipe, those that are given.
+
+    Raises:
+        UsageError: no positive quantity of the right unit.
+    """
+    from qslm_edge.runner.limits import parse_joules, parse_seconds, parse_speed
+
+    found: dict[str, Any] = {}
+    if max_latency is not None:
+        found["max_latency_s"] = parse_seconds(max_latency, "--max-latency")
+    if min_decode_speed is not None:
+        found["min_decode_tokens_per_s"] = parse_speed(min_decode_speed, "--min-decode-speed")
+    if max_energy is not None:
+        found["max_energy_j_per_token"] = parse_joules(max_energy, "--max-energy")
     return found
 
 

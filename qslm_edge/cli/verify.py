@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from qslm_edge.cli import console
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 from qslm_edge.errors import OutputError
-
-if TYPE_CHECKING:
-    from qslm_edge.runner.verify import VerifyOptions
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -25,6 +22,7 @@ EXAMPLES = """
   [cyan]qslm-edge verify runs/demo/bundle --power off --json > verify.json[/cyan]  in CI
   [cyan]qslm-edge verify bundle --max-ppl-increase 0.5[/cyan]                      under a tighter limit
   [cyan]qslm-edge verify bundle --power-source csv --power-marker[/cyan]           see `meter`
+  [cyan]qslm-edge verify bundle --max-latency 20ms --max-energy 5mJ[/cyan]         on the board
   [cyan]python3 bundle/run.pyz verify[/cyan]                                       without this package
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
@@ -45,7 +43,15 @@ def command(
     ] = None,
     provider: opt.Provider = None,
     threads: opt.Threads = 1,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Decode steps to time.")] = 256,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=1,
+            help="Decode steps to time. [dim]Default: at least 512, and 4 s.[/dim]",
+            show_default=False,
+        ),
+    ] = None,
     power: opt.Power = "smoke",
     power_source: opt.PowerSource = None,
     power_marker: opt.PowerMarker = False,
@@ -75,6 +81,9 @@ def command(
             show_default=False,
         ),
     ] = None,
+    max_latency: opt.MaxLatency = None,
+    min_decode_speed: opt.MinDecodeSpeed = None,
+    max_energy: opt.MaxEnergy = None,
     root: opt.Root = Path("/"),
     as_json: Json = False,
 ) -> None:
@@ -82,6 +91,7 @@ def command(
     from qslm_edge.bundle.reader import open_bundle
     from qslm_edge.progress import runner_stages
     from qslm_edge.report.text import write_text
+    from qslm_edge.runner.limits import Limits
     from qslm_edge.runner.verify import VerifyOptions, verify_bundle
     from qslm_edge.units import parse_bytes
 
@@ -94,8 +104,13 @@ def command(
         threads=threads,
         steps=steps,
         power=power,
-        memory_budget_bytes=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
-        max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+        limits=Limits(
+            max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+            memory_budget_bytes=None
+            if memory_budget is None
+            else parse_bytes(memory_budget, "--memory-budget"),
+            **opt.own_limits(max_latency, min_decode_speed, max_energy),
+        ),
         power_source=power_source,
         power_marker=power_marker,
         root=root,
@@ -108,7 +123,7 @@ def command(
     if as_json:
         console.print_json(result)
     else:
-        _show(result, options, str(task["metric"]))
+        _show(result, str(task["metric"]))
     raise typer.Exit(int(result["exit_code"]))
 
 
@@ -122,7 +137,8 @@ def _check_output(output: Path | None) -> None:
         raise OutputError("no such directory", where=output.parent, hint="make it first")
 
 
-def _show(result: dict[str, Any], options: VerifyOptions, metric: str) -> None:
+def _show(result: dict[str, Any], metric: str) -> None:
+    from qslm_edge.report.figures import FLAGGED, flag_words
     from qslm_edge.runner.text import figure
 
     placement, host = result["placement"], result["host"]
@@ -144,13 +160,17 @@ def _show(result: dict[str, Any], options: VerifyOptions, metric: str) -> None:
     )
     console.print_line()
     figures = _scores(result["scoring"], metric)
-    figures += _decode(result["decode"], result["rehearsal"], options)
+    figures += _decode(result["decode"], result["rehearsal"])
     figures.append(("bundle", f"{result['bundle']['bytes'] / 1e6:.2f} MB", "all files"))
     console.print_table(("figure", "value", "of"), figures, right=("value",))
     console.print_line()
-    for flag in result["conditions"]["flags"]:
-        console.print_line(f"Condition: {flag}")
-    console.print_line(f"Verdict: {result['verdict']}", style=_STYLES[result["verdict"]])
+    conditions = result["conditions"]
+    for flag in conditions["flags"]:
+        console.print_line(f"{FLAGGED}: {flag}", style=_STYLES["inconclusive"])
+    if conditions["not_read"]:
+        console.print_line(f"Conditions {conditions['not_read']}")
+    words = f"Verdict: {result['verdict']}{flag_words(len(conditions['flags']))}"
+    console.print_line(words, style=_STYLES[result["verdict"]])
 
 
 def _scores(scoring: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
@@ -171,9 +191,7 @@ def _scores(scoring: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _decode(
-    decode: dict[str, Any] | None, rehearsal: bool, options: VerifyOptions
-) -> list[tuple[str, str, str]]:
+def _decode(decode: dict[str, Any] | None, rehearsal: bool) -> list[tuple[str, str, str]]:
     """Memory counts wherever it is measured; speed and power are this host's."""
     if decode is None:
         return [("decoding", "not measured", "the golden vectors differ")]
@@ -181,12 +199,14 @@ def _decode(
     latency, first, prefill = decode["latency"], decode["first_token"], decode["prefill"]
     memory, why = decode["memory"], latency["reasons"]
     rows = [
-        _figure("peak RSS, decoding", memory["decode_peak_rss_bytes"], 1e-6, ".1f", "MB", "fresh process"),
+        _figure("peak RSS, loading", memory["load_peak_rss_bytes"], 1e-6, ".1f", "MB", "fresh process"),
+        _figure("peak RSS, decoding", memory["decode_peak_rss_bytes"], 1e-6, ".1f", "MB", "the same process"),
+        *_gpu(memory["gpu"]),
         _figure("latency a token, median", latency["p50_s"], 1e3, ".3f", "ms", why.get("p50_s", host)),
-        _figure("latency a token, 95 %", latency["p95_s"], 1e3, ".3f", "ms", why.get("p95_s", host)),
+        _figure("latency a token, p95", latency["p95_s"], 1e3, ".3f", "ms", _bounds(latency, why)),
         _figure(
-            *("decode", latency["tokens_per_s_median"], 1, ".0f", "tokens/s"),
-            why.get("tokens_per_s_median", f"{host}, {options.steps} steps"),
+            *("decode", latency["tokens_per_s_total"], 1, ".0f", "tokens/s"),
+            why.get("tokens_per_s_total", f"{host}, {latency['n']:,} steps"),
         ),
         _figure(
             *("prefill", prefill["tokens_per_s"], 1, ".0f", "tokens/s"),
@@ -210,6 +230,23 @@ def _decode(
     else:
         rows.append(("energy a token", energy["status"], str(energy["reason"])))
     return rows
+
+
+def _gpu(gpu: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Memory of the card, where the bundle ran on one."""
+    if gpu["status"] == "not used":
+        return []
+    rows = [_figure("GPU memory", gpu["total_bytes"], 1e-6, ".1f", "MB", gpu["reason"] or gpu["method"])]
+    of = gpu["context_reason"] or "context of the driver apart"
+    return [*rows, _figure("GPU memory, model", gpu["model_bytes"], 1e-6, ".1f", "MB", of)]
+
+
+def _bounds(latency: dict[str, Any], why: dict[str, str]) -> str:
+    """The 95 % interval of p95, or what it needs."""
+    low, high = latency["p95_ci95_low_s"], latency["p95_ci95_high_s"]
+    if latency["p95_s"] is None or low is None or high is None:
+        return why.get("p95_s") or f"no interval: {why.get('p95_ci95_high_s', 'not known')}"
+    return f"95 % interval {1e3 * low:.3f} to {1e3 * high:.3f} ms"
 
 
 def _figure(

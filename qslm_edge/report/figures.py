@@ -11,10 +11,12 @@ import math
 from typing import Any
 
 __all__ = [
+    "FLAGGED",
     "UNAVAILABLE",
     "clean",
     "count",
     "error",
+    "flag_words",
     "megabytes",
     "milliseconds",
     "number",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 UNAVAILABLE = "unavailable"
+FLAGGED = "Flagged"
 _ABSURD = 1e99
 """Bounds of a single item are this wide: no figure."""
 
@@ -78,6 +81,11 @@ def error(value: float | None, standard_error: float | None, digits: int = 2) ->
     """A signed difference with its standard error, which is left out where there is none."""
     text = number(value, digits, signed=True)
     return text if not known(standard_error) else f"{text} ± {number(standard_error, digits)}"
+
+
+def flag_words(n: int) -> str:
+    """What a verdict says of the flags that its figures stand under."""
+    return "" if not n else f", {n} flagged condition{'s' if n > 1 else ''}"
 
 
 def count(value: float | None, reason: object = None) -> str:

@@ -33,14 +33,46 @@ def conditions_section(report: dict[str, Any]) -> Section:
     blocks.append(text(lead))
     if flags:
         blocks.append(Bullets(flags))
+    absent = conditions.get("not_read")
+    if absent:
+        blocks.append(text(f"{absent[:1].upper()}{absent[1:]}."))
+    watched = _watched(conditions.get("clocks") or [])
+    if watched:
+        blocks.append(text("Read once a second during the timed run."))
+        blocks.append(table(("during the run", "lowest", "highest", "readings"), watched, right=(1, 2, 3)))
     blocks.append(table(("condition", "before", "after", "source"), rows))
     return Section("Conditions", tuple(blocks))
+
+
+def _watched(runs: list[list[dict[str, Any]]]) -> list[tuple[str, str, str, str]]:
+    """Range of each clock and temperature that was read during the run."""
+    found: dict[str, list[float]] = {}
+    for sample in (sample for run in runs for sample in run):
+        for name, value in sample.items():
+            if name.endswith((".clock_hz", ".celsius")) and value is not None:
+                found.setdefault(name, []).append(value)
+    return [
+        (name, _clock(name, min(values)), _clock(name, max(values)), count(len(values)))
+        for name, values in found.items()
+    ]
+
+
+def _clock(name: str, value: float) -> str:
+    return f"{value / 1e6:.0f} MHz" if name.endswith("_hz") else f"{value:g} C"
 
 
 def _observed(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return unavailable("not read")
     return unavailable(entry.get("reason")) if entry["value"] is None else shown(entry["value"])
+
+
+_NAMES = {"numpy": "numpy", "kernel_build": "kernel build", "l4t": "L4T", "nvidia_driver": "NVIDIA driver"}
+
+
+def _versions(versions: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions that no other row tells."""
+    return [(title, _observed(versions[name])) for name, title in _NAMES.items() if name in versions]
 
 
 def versions_section(report: dict[str, Any]) -> Section:
@@ -73,6 +105,7 @@ def versions_section(report: dict[str, Any]) -> Section:
         ),
         ("system", f"{shown(machine.get('os_name'))}, kernel {shown(machine.get('kernel'))}"),
         ("Python", shown(machine.get("python_version"))),
+        *_versions(verification.get("versions") or {}),
     ]
     seconds = ", ".join(f"{name} {number(value, 1)} s" for name, value in report["seconds"].items())
     return Section(

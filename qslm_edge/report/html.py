@@ -11,7 +11,7 @@ from typing import Any
 
 from qslm_edge.report.charts import sensitivity_chart, trials_chart
 from qslm_edge.report.document import Block, Bullets, Chart, Code, Section, Table, Text
-from qslm_edge.report.figures import clean
+from qslm_edge.report.figures import FLAGGED, clean
 from qslm_edge.report.sections import build_document
 
 __all__ = ["render_html"]
@@ -37,6 +37,7 @@ p, ul { margin: .5rem 0; max-width: 56rem; }
 .verdict { display: inline-block; padding: .15rem .8rem; border: 2px solid currentColor;
   border-radius: 1rem; font-weight: 700; font-size: 1.05rem; }
 .pass { color: var(--pass); } .fail { color: var(--fail); } .inconclusive { color: var(--inconclusive); }
+.flagged { border-left: 4px solid var(--inconclusive); padding-left: .6rem; font-weight: 600; }
 td.pass, td.fail, td.inconclusive { font-weight: 700; }
 .wide { overflow-x: auto; margin: .7rem 0; }
 table { border-collapse: collapse; font-size: .875rem; }
@@ -99,7 +100,7 @@ def render_html(report: dict[str, Any]) -> str:
     document = build_document(report)
     title = f"{document.title}: {document.verdict}"
     css = report["verdict"] if report["verdict"] in _VERDICTS else ""
-    lead = "".join(f"<p>{_escape(words)}</p>\n" for words in document.lead)
+    lead = "".join(_lead(words) for words in document.lead)
     body = "".join(_section(section, report) for section in document.sections)
     made = _escape(f"{report['schema']}, qslm-edge {report['tool_version']}")
     return (
@@ -114,6 +115,12 @@ def render_html(report: dict[str, Any]) -> str:
 
 def _escape(words: object) -> str:
     return html.escape(clean(words), quote=True)
+
+
+def _lead(words: str) -> str:
+    """A line below the verdict; a flagged condition stands out."""
+    css = ' class="flagged"' if words.startswith(f"{FLAGGED}: ") else ""
+    return f"<p{css}>{_escape(words)}</p>\n"
 
 
 def _section(section: Section, report: dict[str, Any]) -> str:

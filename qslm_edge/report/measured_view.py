@@ -6,6 +6,7 @@ from typing import Any
 
 from qslm_edge.report.document import Block, Section, table, text
 from qslm_edge.report.figures import (
+    clean,
     count,
     error,
     known,
@@ -127,11 +128,20 @@ def memory_section(report: dict[str, Any]) -> Section:
     rows = [[name, *(megabytes(memory[key][field], 1) for field in _MEMORY)] for name, key in stages]
     peaks = [
         (
+            "peak RSS, loading",
+            _peak(memory.get("load_peak_rss_bytes", memory["loaded"]["peak_rss_bytes"]), memory["loaded"]),
+            "weights may stand twice for a moment",
+        ),
+        (
             "peak RSS, decoding",
             _peak(memory["decode_peak_rss_bytes"], memory["steady"]),
             "the constraint looks at this",
         ),
-        ("peak RSS, with prefill", _peak(memory["prefill_peak_rss_bytes"], memory["steady"]), ""),
+        (
+            "peak RSS, prefill",
+            _peak(memory["prefill_peak_rss_bytes"], memory["steady"]),
+            "a process of its own; no constraint looks at it",
+        ),
         ("predicted peak RSS", megabytes(predicted, 1), "estimated before the export, on the safe side"),
         (
             "peak RSS, scoring process",
@@ -145,10 +155,39 @@ def memory_section(report: dict[str, Any]) -> Section:
         (
             table(("stage", "RSS", "peak RSS", "anonymous", "file", "Pss"), rows, right=range(1, 6)),
             table(("peak", "value", "remark"), peaks, right=(1,)),
+            *_around(memory),
             text(f"{memory['method']}. Source: {memory['steady']['source']}."),
             *(text(f"Unavailable: {reason}.") for reason in reasons),
         ),
     )
+
+
+def _around(memory: dict[str, Any]) -> list[Block]:
+    """Memory that the resident set does not tell: GPU, the shared pool, the control group."""
+    if "gpu" not in memory:  # a report of an earlier version
+        return []
+    gpu, free, group = memory["gpu"], memory["available"], memory["cgroup"]["after"]
+    rows = [("drop of MemAvailable", megabytes(free["drop_bytes"], 1, free["reason"]), "whole machine")]
+    if gpu["status"] == "not used":
+        rows.append(("GPU memory", "not used", clean(gpu["reason"])))
+    else:
+        context = megabytes(gpu["context_bytes"], 1, gpu["context_reason"])
+        rows += [
+            ("GPU memory", megabytes(gpu["total_bytes"], 1, gpu["reason"]), clean(gpu["method"] or "")),
+            ("GPU memory, context of the driver", context, ""),
+            ("GPU memory, above the context", megabytes(gpu["model_bytes"], 1, gpu["context_reason"]), ""),
+        ]
+    moved = {True: "moved in this run", False: "of an earlier time: it did not move", None: "not comparable"}
+    peak, limit = group["peak"], group["limit"]
+    rows += [
+        (
+            "peak of the control group, page cache included",
+            megabytes(peak["value"], 1, peak["reason"]),
+            moved[memory["cgroup"]["peak_moved"]],
+        ),
+        ("limit of the control group", megabytes(limit["value"], 1, limit["reason"]), ""),
+    ]
+    return [table(("around the process", "value", "remark"), rows, right=(1,))]
 
 
 def _peak(value: float | None, reading: dict[str, Any]) -> str:
@@ -159,9 +198,6 @@ _LATENCY = (
     ("median", "p50_s"),
     ("median, 95 % interval from", "ci95_low_s"),
     ("median, 95 % interval to", "ci95_high_s"),
-    ("p90", "p90_s"),
-    ("p95", "p95_s"),
-    ("p99", "p99_s"),
     ("minimum", "min_s"),
     ("mean", "mean_s"),
     ("maximum", "max_s"),
@@ -175,7 +211,9 @@ def latency_section(report: dict[str, Any]) -> Section:
         return Section("Speed", (text(NOT_DECODED),))
     latency, prefill, first = decode["latency"], decode["prefill"], decode["first_token"]
     session, reasons = decode["session"], latency.get("reasons") or {}
-    rows = [(name, milliseconds(latency[key], 3, reasons.get(key))) for name, key in _LATENCY]
+    rows = [(name, milliseconds(latency[key], 3, reasons.get(key))) for name, key in _LATENCY[:3]]
+    rows += [_percentile(percent, latency, reasons) for percent in (90, 95, 99)]
+    rows += [(name, milliseconds(latency[key], 3, reasons.get(key))) for name, key in _LATENCY[3:]]
     rows += [
         (
             "tokens/s from the median",
@@ -183,9 +221,11 @@ def latency_section(report: dict[str, Any]) -> Section:
         ),
         (
             "tokens/s over the whole run",
-            number(latency["tokens_per_s_total"], 1, reason=reasons.get("tokens_per_s_total")),
+            number(latency["tokens_per_s_total"], 1, reason=reasons.get("tokens_per_s_total"))
+            + _speed_bounds(latency),
         ),
         ("drift, second half against first", _drift(latency, reasons)),
+        ("outliers, beyond median + 5 MAD", _outliers(latency, reasons)),
         (f"first token after {first['prompt_tokens']} tokens", milliseconds(first["seconds"], 2)),
         ("first token with loading", milliseconds(first["with_load_s"], 1)),
         ("loading the model", milliseconds(decode["load_s"], 1)),
@@ -197,6 +237,32 @@ def latency_section(report: dict[str, Any]) -> Section:
     lead = f"{count(latency['n'])} steps of one token, {session['threads']} threads, {session['provider']}."
     blocks: list[Block] = [text(_whose(report)), text(lead), table(("figure", "value"), rows, right=(1,))]
     return Section("Speed", tuple(blocks))
+
+
+def _percentile(percent: int, latency: dict[str, Any], reasons: dict[str, str]) -> tuple[str, str]:
+    """A percentile with its 95 % interval, or what the interval needs."""
+    name = f"p{percent}"
+    value = milliseconds(latency[f"{name}_s"], 3, reasons.get(f"{name}_s"))
+    low, high = latency.get(f"{name}_ci95_low_s"), latency.get(f"{name}_ci95_high_s")
+    if latency[f"{name}_s"] is None:
+        return name, value
+    if known(low) and known(high):
+        return name, f"{value} (95 % interval {milliseconds(low, 3)} to {milliseconds(high, 3)})"
+    why = reasons.get(f"{name}_ci95_high_s") or reasons.get(f"{name}_ci95_low_s") or "not computed"
+    return name, f"{value} (no interval: {why})"
+
+
+def _speed_bounds(latency: dict[str, Any]) -> str:
+    low, high = latency.get("tokens_per_s_ci95_low"), latency.get("tokens_per_s_ci95_high")
+    return f" (95 % interval {number(low, 1)} to {number(high, 1)})" if known(low) and known(high) else ""
+
+
+def _outliers(latency: dict[str, Any], reasons: dict[str, str]) -> str:
+    share = latency.get("outlier_share")
+    if share is None:
+        return unavailable(reasons.get("outlier_share") or "not computed")
+    flag = "; flagged: something else ran" if latency["disturbed"] else ""
+    return f"{count(latency['n_outliers'])} ({100 * share:.1f} %){flag}"
 
 
 def _drift(latency: dict[str, Any], reasons: dict[str, str]) -> str:

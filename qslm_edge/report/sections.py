@@ -10,7 +10,8 @@ from qslm_edge.report import measured_view as measured
 from qslm_edge.report import search_view as chosen
 from qslm_edge.report.document import Code, Document, Section, table, text
 from qslm_edge.report.figures import clean, known, megabytes, shown, unavailable
-from qslm_edge.report.summary import ROW_KEYS, title_line, verdict_words, where_line
+from qslm_edge.report.summary import ROW_KEYS, condition_lines, title_line, verdict_words, where_line
+from qslm_edge.runner.text import amount
 
 __all__ = ["build_document"]
 
@@ -51,13 +52,19 @@ def _lead(report: dict[str, Any]) -> tuple[str, ...]:
         for check in report["verification"]["checks"]
         if check["verdict"] != "pass"
     ]
-    lines.append(where_line(report))
-    return tuple(lines)
+    return (*lines, *condition_lines(report), where_line(report))
 
 
 def _result(report: dict[str, Any]) -> Section:
     rows = [[row.get(key, "") for key in ROW_KEYS] for row in report["summary"]]
     return Section("Result", (table(ROW_KEYS, rows, right=(1, 2, 3), cards=True),))
+
+
+_OWN_LIMITS = (
+    ("p95 of the latency", "max_latency_s", "s"),
+    ("least decoding speed", "min_decode_tokens_per_s", "tokens/s"),
+    ("energy a token", "max_energy_j_per_token", "J"),
+)
 
 
 def _checks(report: dict[str, Any]) -> Section:
@@ -67,7 +74,7 @@ def _checks(report: dict[str, Any]) -> Section:
             check["verdict"],
             _value(check["value"], check["unit"], check["detail"]),
             _value(check["limit"], check["unit"], "no limit"),
-            "" if check["unit"] == "bytes" else check["unit"],
+            "" if check["unit"] in ("bytes", "s", "J") else check["unit"],
             check["detail"],
         )
         for check in report["verification"]["checks"]
@@ -77,7 +84,11 @@ def _checks(report: dict[str, Any]) -> Section:
         f"{task['metric']} {task['direction']} of {constraints['max_degradation']:g} {task['unit']}".rstrip()
     )
     weights, peak = _budget(constraints["weights_budget_bytes"]), _budget(constraints["memory_budget_bytes"])
-    limits = f"Limits: {metric}; weights {weights}; peak of the process {peak}."
+    own = "; ".join(
+        f"{name} {'not limited' if constraints.get(key) is None else amount(constraints[key], unit)}"
+        for name, key, unit in _OWN_LIMITS
+    )
+    limits = f"Limits: {metric}; weights {weights}; peak of the process {peak}; {own}."
     columns = ("check", "verdict", "value", "limit", "unit", "detail")
     return Section("Checks", (text(limits), table(columns, rows, right=(2, 3), cards=True)))
 
@@ -85,6 +96,8 @@ def _checks(report: dict[str, Any]) -> Section:
 def _value(value: float | None, unit: str, reason: str) -> str:
     if unit == "bytes":
         return megabytes(value, 2, reason)
+    if value is not None and known(value) and unit in ("s", "J"):
+        return amount(value, unit)
     return f"{value:.4g}" if value is not None and known(value) else unavailable(reason)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from qslm_edge.report.figures import (
+    FLAGGED,
     UNAVAILABLE,
     clean,
     count,
     error,
+    flag_words,
     known,
     megabytes,
     milliseconds,
@@ -25,6 +27,7 @@ __all__ = [
     "MEASURED",
     "MEASURED_HERE",
     "ROW_KEYS",
+    "condition_lines",
     "summary_rows",
     "title_line",
     "verdict_words",
@@ -46,8 +49,9 @@ def summary_rows(report: dict[str, Any]) -> list[Row]:
         figures = ("peak RSS", "latency", "energy a token")
         rows += [_row(figure, after=UNAVAILABLE, status=UNAVAILABLE, note=_NOT_RUN) for figure in figures]
     else:
-        rows += [_peak(report, decode, checks), *_speed(report, decode), _energy(report, decode)]
-    return rows + _health(checks)
+        rows += [*_peak(report, decode, checks), *_speed(report, decode, checks)]
+        rows.append(_energy(report, decode, checks))
+    return rows + _conditions(checks) + _health(checks)
 
 
 def title_line(report: dict[str, Any]) -> str:
@@ -57,8 +61,17 @@ def title_line(report: dict[str, Any]) -> str:
 
 
 def verdict_words(report: dict[str, Any]) -> str:
-    """The verdict, and that it is no board's where it is not."""
-    return clean(report["verdict"]) + (" (rehearsal)" if report["rehearsal"] else "")
+    """The verdict, that it is no board's where it is not, and how many conditions are flagged."""
+    flagged = flag_words(len(report["verification"]["conditions"]["flags"]))
+    return clean(report["verdict"]) + (" (rehearsal)" if report["rehearsal"] else "") + flagged
+
+
+def condition_lines(report: dict[str, Any]) -> list[str]:
+    """What makes the figures doubtful, one line each, and what nobody could watch."""
+    conditions = report["verification"]["conditions"]
+    lines = [clean(f"{FLAGGED}: {flag}") for flag in conditions["flags"]]
+    absent = conditions.get("not_read")
+    return [*lines, clean(f"Conditions {absent}")] if absent else lines
 
 
 def where_line(report: dict[str, Any]) -> str:
@@ -135,12 +148,12 @@ def _weights(report: dict[str, Any], checks: dict[str, Any]) -> Row:
     )
 
 
-def _peak(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]) -> Row:
+def _peak(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]) -> list[Row]:
     memory, check = decode["memory"], checks.get("peak RSS")
     peak = memory["decode_peak_rss_bytes"]
     predicted = f"predicted {megabytes(report['weights']['predicted_peak_rss_bytes'], 0)}"
     reason = memory["steady"].get("reason")
-    return _row(
+    row = _row(
         "peak RSS",
         after=megabytes(peak, 0),
         constraint="" if check is None else f"≤ {megabytes(check['limit'], 0)}",
@@ -150,25 +163,55 @@ def _peak(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]
         if peak is None
         else f"of the process, decoding; {predicted}",
     )
+    return [
+        row,
+        *(_other_memory(checks[name]) for name in ("unified memory", "GPU memory") if name in checks),
+    ]
+
+
+def _other_memory(check: dict[str, Any]) -> Row:
+    """Memory that the resident set does not show, where the bundle ran on a GPU."""
+    what = {"unified memory": "drop of MemAvailable", "GPU memory": "of the process, context included"}
+    absent = check["value"] is None
+    return _row(
+        check["name"],
+        after=megabytes(check["value"], 0),
+        constraint=f"≤ {megabytes(check['limit'], 0)}",
+        verdict=check["verdict"],
+        status=UNAVAILABLE if absent else MEASURED,
+        note=clean(check["detail"]) if absent else what[check["name"]],
+    )
 
 
 def _host(report: dict[str, Any]) -> str:
     return MEASURED_HERE if report["rehearsal"] else MEASURED
 
 
-def _speed(report: dict[str, Any], decode: dict[str, Any]) -> list[Row]:
+def _speed(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]) -> list[Row]:
     latency, prefill, first = decode["latency"], decode["prefill"], decode["first_token"]
     reasons = latency.get("reasons") or {}
     threads = decode["session"]["threads"]
     steps = (
         f"median of {count(latency['n'])} steps of one token, {threads} thread{'s' if threads != 1 else ''}"
     )
-    speed = latency["tokens_per_s_median"]
+    speed = latency["tokens_per_s_total"]
+    low, high = latency.get("p95_ci95_low_s"), latency.get("p95_ci95_high_s")
+    bounds = (
+        f"; 95 % interval {milliseconds(low)} to {milliseconds(high)}" if known(low) and known(high) else ""
+    )
+    tail = f"95th percentile of the same steps{bounds}"
     return [
         _timed(report, "latency", milliseconds(latency["p50_s"]), steps, reasons.get("p50_s")),
+        _timed(report, "latency, p95", milliseconds(latency["p95_s"]), tail, reasons.get("p95_s"))
+        | _limited(checks.get("latency"), "≤", 1e3, "ms"),
         _timed(
-            report, "decode tokens/s", number(speed, 0), "from the median", reasons.get("tokens_per_s_median")
-        ),
+            report,
+            "decode tokens/s",
+            number(speed, 0),
+            f"over the whole run; {number(latency['tokens_per_s_median'], 0)} from the median",
+            reasons.get("tokens_per_s_total"),
+        )
+        | _limited(checks.get("decode speed"), "≥", 1, ""),
         _timed(
             report,
             "first token",
@@ -187,6 +230,14 @@ def _speed(report: dict[str, Any], decode: dict[str, Any]) -> list[Row]:
     ]
 
 
+def _limited(check: dict[str, Any] | None, sign: str, factor: float, unit: str) -> Row:
+    """Cells of a limit on speed or energy; none without one."""
+    if check is None:
+        return {}
+    limit = f"{check['limit'] * factor:g} {unit}".rstrip()
+    return {"constraint": f"{sign} {limit}", "verdict": check["verdict"]}
+
+
 def _timed(report: dict[str, Any], figure: str, after: str, note: str, reason: object) -> Row:
     absent = after.startswith(UNAVAILABLE)
     status = UNAVAILABLE if absent else _host(report)
@@ -195,8 +246,11 @@ def _timed(report: dict[str, Any], figure: str, after: str, note: str, reason: o
     )
 
 
-def _energy(report: dict[str, Any], decode: dict[str, Any]) -> Row:
-    energy = decode["energy"]
+def _energy(report: dict[str, Any], decode: dict[str, Any], checks: dict[str, Any]) -> Row:
+    return _energy_row(report, decode["energy"]) | _limited(checks.get("energy a token"), "≤", 1e3, "mJ")
+
+
+def _energy_row(report: dict[str, Any], energy: dict[str, Any]) -> Row:
     if energy["status"] != "measured":
         why = clean(energy.get("reason") or "no reason given")
         if energy["status"] != UNAVAILABLE:
@@ -217,6 +271,23 @@ def _energy(report: dict[str, Any], decode: dict[str, Any]) -> Row:
 def _millijoules(joules: float | None) -> str:
     """Joules as mJ."""
     return number(None if joules is None else 1e3 * joules, 3, "mJ")
+
+
+def _conditions(checks: dict[str, Any]) -> list[Row]:
+    """The check that limits on speed and energy stand under; only on the board, and only with such limits."""
+    check = checks.get("conditions")
+    if check is None:
+        return []
+    return [
+        _row(
+            "conditions",
+            after=f"{count(check['value'])} flagged",
+            constraint="none flagged",
+            verdict=check["verdict"],
+            status=MEASURED,
+            note=clean(check["detail"]),
+        )
+    ]
 
 
 def _health(checks: dict[str, Any]) -> list[Row]:

@@ -15,7 +15,13 @@ from typing import Any
 
 from qslm_edge.errors import OutputError
 from qslm_edge.report.figures import UNAVAILABLE, clean
-from qslm_edge.report.summary import MEASURED_HERE, title_line, verdict_words, where_line
+from qslm_edge.report.summary import (
+    MEASURED_HERE,
+    condition_lines,
+    title_line,
+    verdict_words,
+    where_line,
+)
 
 __all__ = ["bundle_line", "render_table", "render_text", "verdict_line", "write_text"]
 
@@ -128,8 +134,7 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
     ]
     placement = verification["placement"]
     lines.append(f"Provider: {placement['provider']} ({placement['note']})")
-    lines += [f"Condition: {flag}" for flag in verification["conditions"]["flags"]]
-    return [clean(line) for line in lines]
+    return [*(clean(line) for line in lines), *condition_lines(report)]
 
 
 def _wrapped(words: str, columns: int | None) -> list[str]:

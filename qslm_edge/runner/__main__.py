@@ -12,23 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from qslm_edge import __version__
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, QslmError
-from qslm_edge.runner.checks import check_golden, score_bundle
-from qslm_edge.runner.child import MEMORY_HINT, report_progress, write_answer
-from qslm_edge.runner.decode import DecodeOptions, measure_decode
 from qslm_edge.runner.doctor import examine
 from qslm_edge.runner.findings import finding_lines
-from qslm_edge.runner.power import SOURCES, PowerPlan
+from qslm_edge.runner.limits import Limits, parse_joules, parse_seconds, parse_speed
+from qslm_edge.runner.power import SOURCES
 from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
 from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
-from qslm_edge.runner.probe import probe_provider
-from qslm_edge.runner.session import CPU, Session, bundle_path_of
-from qslm_edge.runner.survey import prove_memory
+from qslm_edge.runner.processes import add_processes, positive, run_process
+from qslm_edge.runner.session import bundle_path_of
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 
@@ -53,8 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--provider", help="execution provider (default: the profile's first choice that is here)"
     )
-    verify.add_argument("--threads", type=_positive, default=1, help="threads for decoding (default 1)")
-    verify.add_argument("--steps", type=_positive, default=256, help="decode steps to time (default 256)")
+    verify.add_argument("--threads", type=positive, default=1, help="threads for decoding (default 1)")
+    verify.add_argument(
+        "--steps", type=positive, help="decode steps to time (default: at least 512, and some seconds)"
+    )
     verify.add_argument(
         "--power",
         choices=("smoke", "release", "off"),
@@ -73,49 +72,32 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make three bursts of load first, to align the log of an external meter",
     )
-    add_meter_command(commands)
     verify.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # simulated board
+    verify.add_argument(
+        "--max-latency", metavar="TIME", help="limit of the 95th percentile a token, e.g. 20ms"
+    )
+    verify.add_argument(
+        "--min-decode-speed", metavar="SPEED", help="least decoding speed in tokens/s, e.g. 50"
+    )
+    verify.add_argument(
+        "--max-energy", metavar="ENERGY", help="limit of the energy a token, idle part included, e.g. 5mJ"
+    )
+    add_meter_command(commands)
     doctor = commands.add_parser("doctor", help="try what this machine can run and measure, and the bundle")
     doctor.add_argument("bundle", nargs="?", type=Path, help="bundle directory (default: where run.pyz lies)")
     doctor.add_argument("--json", action="store_true", help="print the whole result as JSON")
     doctor.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
-    for name in ("_score", "_decode"):
-        hidden = commands.add_parser(name)
-        hidden.add_argument("bundle", type=Path)
-        hidden.add_argument("--answer", type=Path, required=True)
-        hidden.add_argument("--provider", default=CPU)
-        hidden.add_argument("--threads", type=_positive, default=1)
-        hidden.add_argument("--steps", type=_positive, default=256)
-        hidden.add_argument("--power", default="off")
-        hidden.add_argument("--power-source")
-        hidden.add_argument("--memory-budget-bytes", type=_positive)
-        for flag in ("--is-board", "--only-power-source", "--power-marker"):
-            hidden.add_argument(flag, action="store_true")
-        hidden.add_argument("--root", type=Path, default=Path("/"))
-    golden = commands.add_parser("_golden")
-    golden.add_argument("bundle", type=Path)
-    golden.add_argument("--provider", default=CPU)
-    commands.add_parser("_probe").add_argument("provider")
-    commands.add_parser("_memory")
-    for name in ("_golden", "_probe", "_memory"):
-        commands.choices[name].add_argument("--answer", type=Path, required=True)
+    add_processes(commands)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
     if options.command.startswith("_"):
-        return _child(options)
+        return run_process(options)
     try:
         with _sigterm_as_interrupt():
             if options.command == "meter":
@@ -175,6 +157,7 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
         options.threads,
         options.steps,
         options.power,
+        _limits(options),
         power_source=options.power_source,
         power_marker=options.power_marker,
         root=options.root,
@@ -220,6 +203,15 @@ def _meter(options: argparse.Namespace) -> int:
     return int(result["exit_code"])
 
 
+def _limits(options: argparse.Namespace) -> Limits:
+    latency, speed, energy = options.max_latency, options.min_decode_speed, options.max_energy
+    return Limits(
+        max_latency_s=None if latency is None else parse_seconds(latency, "--max-latency"),
+        min_decode_tokens_per_s=None if speed is None else parse_speed(speed, "--min-decode-speed"),
+        max_energy_j_per_token=None if energy is None else parse_joules(energy, "--max-energy"),
+    )
+
+
 def _check_output(path: Path) -> None:
     """Refuse a place that cannot be written before minutes are spent, not after."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
@@ -238,61 +230,6 @@ def _write(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def _child(options: argparse.Namespace) -> int:
-    # Ctrl-C reaches the whole process group; the parent decides and ends this process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        answer = _answer(options)
-    except QslmError as error:
-        write_answer(options.answer, error)
-        return error.exit_code
-    except MemoryError:
-        fault = EnvironmentFault("out of memory while measuring", where=_subject(options), hint=MEMORY_HINT)
-        write_answer(options.answer, fault)
-        return fault.exit_code
-    write_answer(options.answer, answer)
-    return 0
-
-
-def _subject(options: argparse.Namespace) -> object:
-    return getattr(options, "bundle", None) or getattr(options, "provider", None)
-
-
-def _answer(options: argparse.Namespace) -> dict[str, Any]:
-    """What one measuring process finds."""
-    if options.command == "_memory":
-        return prove_memory().to_dict()
-    if options.command == "_probe":
-        return probe_provider(options.provider, note=report_progress).to_dict()
-    bundle = open_bundle(options.bundle, check=False)
-    if options.command == "_golden":
-        session = Session(bundle, provider=options.provider)
-        return {"session": session.describe(), "golden": check_golden(session, bundle)}
-    if options.command == "_score":
-        splits: list[Any] = [split for split in ("search", "report") if split in bundle.manifest["items"]]
-        return score_bundle(
-            bundle,
-            provider=options.provider,
-            threads=options.threads,
-            splits=splits,
-            memory_budget_bytes=options.memory_budget_bytes,
-            note=report_progress,
-        )
-    decode = DecodeOptions(
-        threads=options.threads,
-        provider=options.provider,
-        steps=options.steps,
-        power=options.power,
-        power_source=options.power_source,
-        power_plan=PowerPlan.from_mapping(bundle.manifest["profile"]["power"]),
-        power_marker=options.power_marker,
-        only_source=options.only_power_source,
-        is_board=options.is_board,
-        root=options.root,
-    )
-    return measure_decode(bundle, bundle.items("search"), decode, lambda title: report_progress(title, 0.0))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.items import Items, Split
-from qslm_edge.metrics import Paired, Scores, paired, quality
+from qslm_edge.metrics import Scores
 from qslm_edge.runner.memory import read_memory
 from qslm_edge.runner.scoring import Scored, classify, plan_logit_bytes, score_items
 from qslm_edge.runner.session import Session
+from qslm_edge.runner.split import scores_dict, split_statistics
 
-__all__ = ["check_golden", "score_bundle", "scores_dict"]
+__all__ = ["check_golden", "score_bundle"]
 
 Note = Callable[[str, float], None]
 
@@ -66,11 +66,6 @@ def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def scores_dict(scores: Scores) -> dict[str, Any]:
-    """Raw per-item scores, JSON-able, so that every statistic can be computed again."""
-    return {key: getattr(scores, key).tolist() for key in ("index", "loss", "count", "correct")}
-
-
 def _split(session: Session, bundle: Bundle, split: Split, logit_bytes: int, note: Note) -> dict[str, Any]:
     items = bundle.items(split)
 
@@ -79,23 +74,25 @@ def _split(session: Session, bundle: Bundle, split: Split, logit_bytes: int, not
 
     scored = score_items(session, bundle, items, logit_bytes=logit_bytes, on_batch=advance)
     reference, top = bundle.float_scores(split)
-    comparison = paired(reference, scored.scores)
-    result: dict[str, Any] = {
+    expected = bundle.expected_scores() if split == "search" else None
+    language_model = session.kind == "language_model"
+    return {
         "source": items.source,
         "digest": items.digest,
         "n_items": items.n_items,
         "n_tokens": items.n_tokens,
-        "bundle": asdict(quality(scored.scores)),
-        "float": asdict(quality(reference)),
-        "comparison": asdict(comparison),
+        **split_statistics(
+            scored.scores,
+            reference.select(scored.scores.index),
+            None if expected is None else expected.select(scored.scores.index),
+            tolerance=float(bundle.manifest["expected"]["tolerance"]),
+            text_size=(items.n_words, items.n_bytes) if language_model else None,
+        ),
         "top1_agreement": _agreement(scored, reference, top, items),
         "scores": scores_dict(scored.scores),
+        "float_scores": scores_dict(reference.select(scored.scores.index)),
+        "expected_scores": None if expected is None else scores_dict(expected.select(scored.scores.index)),
     }
-    if session.kind == "language_model":
-        result |= _per_text(scored.scores, items)
-    if split == "search":
-        result["against_search"] = _against_search(bundle, scored.scores)
-    return result
 
 
 def _agreement(scored: Scored, reference: Scores, top: Any, items: Items) -> dict[str, Any]:
@@ -108,48 +105,6 @@ def _agreement(scored: Scored, reference: Scores, top: Any, items: Items) -> dic
         return {"value": None, "reason": "float answers are only known for two classes"}
     same = scored.scores.correct == reference.select(scored.scores.index).correct
     return {"value": float(same.mean()), "n": len(same), "of": "sentences"}
-
-
-def _per_text(scores: Scores, items: Items) -> dict[str, Any]:
-    """Word perplexity and bits per byte: comparable between tokenizers."""
-    total = float(scores.loss.sum())
-    words, size = items.n_words, items.n_bytes
-    return {
-        "word_perplexity": None if words is None else math.exp(min(total / words, 700.0)),
-        "bits_per_byte": None if size is None else total / math.log(2) / size,
-        "n_words": words,
-        "n_bytes": size,
-    }
-
-
-def _against_search(bundle: Bundle, scores: Scores) -> dict[str, Any]:
-    """The same items as the search measured them: relative difference of perplexity, or points of accuracy.
-
-    A threshold model amplifies rounding, so single windows differ; the tolerance is what the manifest states
-    plus three paired standard errors.
-    """
-    expected = bundle.expected_scores()
-    result: Paired = paired(expected, scores)
-    tolerance = float(bundle.manifest["expected"]["tolerance"])
-    if scores.kind == "language_model":
-        value, error, unit = (
-            math.expm1(min(result.delta_nll, 700.0)),
-            result.delta_nll_se,
-            "relative perplexity",
-        )
-    else:
-        value, error, unit = result.degradation, result.standard_error, "points"
-    # with a single item there is no error to add: the tolerance stands alone
-    allowed = tolerance + (3 * error if math.isfinite(error) else 0.0)
-    return {
-        "value": value,
-        "standard_error": error,
-        "tolerance": tolerance,
-        "allowed": allowed,
-        "unit": unit,
-        "search": asdict(quality(expected)),
-        "ok": bool(abs(value) <= allowed),
-    }
 
 
 def score_bundle(

@@ -20,7 +20,7 @@ from qslm_edge.runner.observe import Observed, is_live, list_paths, read_int, re
 from qslm_edge.runner.power.base import Unavailable
 from qslm_edge.runner.power.nvml import ask_nvml, gpu_handles, start_nvml
 
-__all__ = ["Conditions", "read_conditions"]
+__all__ = ["Conditions", "read_clocks", "read_conditions"]
 
 Command = Callable[[Sequence[str]], Observed[str]]
 
@@ -46,6 +46,11 @@ class Conditions:
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Every value with source and reason, ready for JSON."""
         return {name: item.to_dict() for name, item in self.values.items()}
+
+    @staticmethod
+    def from_dict(stored: Mapping[str, Mapping[str, Any]]) -> Conditions:
+        """What `to_dict` gave."""
+        return Conditions({name: Observed(**entry) for name, entry in stored.items()})
 
 
 Values = dict[str, Observed[Any]]
@@ -160,6 +165,11 @@ def _gpus(live: bool, nvml: Any | None, values: Values) -> None:
     if isinstance(module, Unavailable):
         values["gpu"] = _absent("NVML", module.reason)
         return
+    _read_gpus(module, values)
+    ask_nvml(module, "nvmlShutdown")
+
+
+def _read_gpus(module: Any, values: Values) -> None:
     for index, name, handle in gpu_handles(module):
         key = f"gpu{index}"
         values[f"{key}.name"] = Observed(name, "nvmlDeviceGetName")
@@ -174,7 +184,6 @@ def _gpus(live: bool, nvml: Any | None, values: Values) -> None:
         ):
             mhz = ask_nvml(module, function, handle, clock)
             values[f"{key}.{field}"] = mhz.map(lambda number: int(number) * 1_000_000)
-    ask_nvml(module, "nvmlShutdown")
 
 
 def _load(root: Path, values: Values) -> None:
@@ -214,6 +223,23 @@ def _memory(root: Path, values: Values) -> None:
 
     values["swap.total_bytes"] = text.map(lambda lines: swap(lines, "SwapTotal"))
     values["swap.used_bytes"] = text.map(lambda lines: swap(lines, "SwapTotal") - swap(lines, "SwapFree"))
+
+
+def read_clocks(root: Path = Path("/"), nvml: Any | None = None) -> Conditions:
+    """Read what can change within a run and costs little: clocks, temperatures, throttle reasons of a GPU.
+
+    Args:
+        root: "/" on a host, a folder with the same tree in a test.
+        nvml: a started module, so that no reading has to start it; None leaves GPUs out.
+    """
+    values: Values = {"time_s": Observed(time.monotonic(), "CLOCK_MONOTONIC")}
+    _clocks(root, values)
+    for folder in list_paths(root, "sys/class/thermal/thermal_zone*"):
+        milli = read_int(root, f"{folder}/temp", low=-40_000, high=200_000)
+        values[f"thermal.{folder.rsplit('_', 1)[-1]}.celsius"] = milli.map(lambda number: number / 1000)
+    if nvml is not None:
+        _read_gpus(nvml, values)
+    return Conditions(values)
 
 
 def read_conditions(

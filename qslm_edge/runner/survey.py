@@ -145,7 +145,7 @@ def prove_memory() -> MemoryProof:
 def prove_memory_in_child() -> MemoryProof:
     """The same in a process of its own, whose peak nothing has raised yet."""
     try:
-        return MemoryProof(**run_child(["_memory"], lambda _title, _share: None))
+        return MemoryProof(**run_child(["_allocation"], lambda _title, _share: None))
     except QslmError as error:
         return MemoryProof(False, 0, None, "a process of its own", error.line())
 

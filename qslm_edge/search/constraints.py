@@ -19,11 +19,16 @@ class Constraints:
         max_degradation: perplexity increase, or accuracy drop in percentage points.
         weights_budget_bytes: limit of the packed weights (the paper's memory constraint), None without one.
         memory_budget_bytes: limit of the process peak on the device, predicted here and measured by `verify`.
+        max_latency_s, min_decode_tokens_per_s, max_energy_j_per_token: limits that only the board can tell:
+            the search does not look at them, `verify` does.
     """
 
     max_degradation: float
     weights_budget_bytes: int | None = None
     memory_budget_bytes: int | None = None
+    max_latency_s: float | None = None
+    min_decode_tokens_per_s: float | None = None
+    max_energy_j_per_token: float | None = None
 
     def memory_violation(self, hierarchy: Hierarchy, setting: Setting) -> str | None:
         """Why a setting does not fit, or None when it does."""

@@ -136,7 +136,14 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     limit = recipe.max_degradation if recipe.max_degradation is not None else task.default_limit
     # a GPU's own memory is no limit of the process; one that the user names is kept wherever it runs
     budget = None if profile.memory.kind == "vram" else profile.memory.budget_mib * MIB
-    constraints = Constraints(limit, recipe.weights_budget_bytes, recipe.memory_budget_bytes or budget)
+    constraints = Constraints(
+        limit,
+        recipe.weights_budget_bytes,
+        recipe.memory_budget_bytes or budget,
+        recipe.max_latency_s,
+        recipe.min_decode_tokens_per_s,
+        recipe.max_energy_j_per_token,
+    )
     return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options)
 
 

@@ -139,7 +139,9 @@ def test_it_verifies_with_numpy_and_onnxruntime_alone(
     assert "Traceback" not in done.stderr
     # every process ran from the archive, with nothing else imported
     seen = [line.split("|") for line in (tmp_path / "seen").read_text("utf-8").splitlines()]
-    assert sorted(line[0] for line in seen) == ["['_decode']", "['_score']", "['verify']"]
+    assert sorted(line[0] for line in seen) == [
+        *("['_latency']", "['_memory']", "['_prefill']", "['_score']", "['verify']")
+    ]
     for _, where, third in seen:
         assert Path(where).parent.parent == lm_bundle.path / "run.pyz"
         assert set(third.split(",")) - ALLOWED <= {"qslm_edge", "sitecustomize"}

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
+from qslm_edge.cli.options import recipe_from_flags
 
 Invoke = Callable[..., Result]
 WIDE = ("--max-ppl-increase", "300", "--levels", "16,8", "--power", "off")
@@ -204,3 +205,21 @@ def test_a_recipe_keeps_no_limit_of_another_metric(
         assert "limit 2)" in result.stderr
     else:
         assert limit["constraints"]["max_degradation"] == 2.0
+
+
+def test_limits_of_the_board_become_keys_of_the_recipe() -> None:
+    flags = {"max_latency": "20ms", "min_decode_speed": "50", "max_energy": "5mJ"}
+    made = recipe_from_flags(None, profile="jetson-orin", **flags)
+    assert (made.max_latency_s, made.min_decode_tokens_per_s, made.max_energy_j_per_token) == (
+        0.02,
+        50.0,
+        0.005,
+    )
+
+
+@pytest.mark.parametrize("command", ["deploy", "search", "export"])
+def test_a_limit_without_a_unit_is_2(command: str, run: Invoke) -> None:
+    words = ["--setting", "4g64"] if command == "export" else []
+    result = run(command, "--profile", "jetson-orin", *words, "--max-latency", "20")
+    assert result.exit_code == 2
+    assert "--max-latency: not a quantity of this kind; found '20'" in result.stderr.splitlines()[-1]

@@ -105,3 +105,22 @@ def test_an_unknown_verdict_adds_no_class(small: Report) -> None:
     small["verdict"] = 'x" onclick="alert(1)'
     page = Page(render_html(small))
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+
+
+FLAG = "counter.oc2: moved from 1 to 2"
+
+
+def test_a_flagged_condition_stands_out_below_the_verdict(small: Report) -> None:
+    small["verification"]["conditions"]["flags"] = [FLAG]
+    text = render_html(small)
+    assert f'<p class="flagged">Flagged: {FLAG}</p>' in text
+    assert '<span class="verdict pass">pass (rehearsal), 1 flagged condition</span>' in text
+    assert text.index("Flagged:") < text.index("<h2>")
+
+
+def test_clocks_of_the_run_are_shown_with_their_range(small: Report) -> None:
+    clocks = [{"cpu.policy0.clock_hz": hz, "cpu.policy0.max_clock_hz": 2e9} for hz in (1_500_000_000, 2e9)]
+    small["verification"]["conditions"]["clocks"] = [clocks]
+    words = Page(render_html(small)).words
+    assert "cpu.policy0.clock_hz1500\u00a0MHz" in words.replace(" MHz", "\u00a0MHz")
+    assert "max_clock_hz" not in words

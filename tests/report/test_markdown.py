@@ -91,3 +91,20 @@ def test_an_older_parity_record_is_still_shown(small: Report) -> None:
     for key in ("pieces", "worst_piece", "fault", "perplexity_torch", "perplexity_graph"):
         del small["export"]["parity"][key]
     assert "| matrix products |" in render_markdown(small)
+
+
+def test_flags_stand_in_the_title_and_below_it(small: Report) -> None:
+    small["verification"]["conditions"]["flags"] = ["counter.oc2: moved from 1 to 2", "other load: 1.0 cores"]
+    lines = render_markdown(small).splitlines()
+    assert lines[0].endswith(": pass (rehearsal), 2 flagged conditions")
+    assert lines.index("Flagged: counter.oc2: moved from 1 to 2") < lines.index("## Result")
+
+
+def test_memory_of_a_gpu_has_its_context_apart(small: Report) -> None:
+    gpu = small["verification"]["decode"]["memory"]["gpu"]
+    gpu.update(status="measured", reason=None, total_bytes=680_000_000, context_bytes=380_000_000)
+    gpu.update(model_bytes=300_000_000, method="memory of this process")
+    markdown = render_markdown(small)
+    assert "| GPU memory | 680.0 MB | memory of this process |" in markdown
+    assert "| GPU memory, context of the driver | 380.0 MB |" in markdown
+    assert "| GPU memory, above the context | 300.0 MB |" in markdown

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qslm_edge.report.markdown import render_markdown
 from qslm_edge.report.summary import MEASURED, MEASURED_HERE, ROW_KEYS, summary_rows, title_line, where_line
 
 Report = dict[str, Any]
@@ -80,7 +81,7 @@ def test_a_single_item_has_no_error(small: Report) -> None:
 
 def test_absent_figures_carry_their_reason(small: Report) -> None:
     decode = small["verification"]["decode"]
-    decode["latency"].update(p50_s=None, tokens_per_s_median=None, reasons={"p50_s": "no samples"})
+    decode["latency"].update(p50_s=None, tokens_per_s_total=None, reasons={"p50_s": "no samples"})
     decode["prefill"] = {"tokens": 0, "tokens_per_s": None, "reason": "not asked for"}
     decode["memory"]["decode_peak_rss_bytes"] = None
     decode["memory"]["steady"]["reason"] = "/proc/self/status: permission denied"
@@ -130,3 +131,41 @@ def test_limit_of_the_metric(small: Report, limit: float, text: str) -> None:
         if check["name"] == "perplexity increase":
             check["limit"] = limit
     assert rows_of(small)["perplexity, report"]["constraint"] == text
+
+
+def test_limits_of_speed_and_energy_stand_beside_their_figures(measured_energy: Report) -> None:
+    verification = measured_energy["verification"]
+    for name, limit, unit, verdict in (
+        ("latency", 0.02, "s", "pass"),
+        ("decode speed", 50.0, "tokens/s", "fail"),
+        ("energy a token", 0.005, "J", "inconclusive"),
+        ("conditions", 0.0, "flags", "pass"),
+    ):
+        verification["checks"].append(
+            {"name": name, "verdict": verdict, "value": 0.0, "limit": limit, "unit": unit, "detail": "why"}
+        )
+    rows = rows_of(measured_energy)
+    for figure, constraint, verdict in (
+        ("latency, p95", "≤ 20 ms", "pass"),
+        ("decode tokens/s", "≥ 50", "fail"),
+        ("energy a token", "≤ 5 mJ", "inconclusive"),
+        ("conditions", "none flagged", "pass"),
+    ):
+        assert (rows[figure]["constraint"], rows[figure]["verdict"]) == (constraint, verdict)
+    assert rows["latency"]["constraint"] == ""
+
+
+def test_a_report_of_an_earlier_version_is_still_shown(small: Report) -> None:
+    """Without intervals, GPU, control group, versions and clocks."""
+    decode, conditions = small["verification"]["decode"], small["verification"]["conditions"]
+    for key in ("gpu", "available", "cgroup", "load_peak_rss_bytes"):
+        del decode["memory"][key]
+    for key in [
+        key for key in decode["latency"] if key.startswith(("p9", "outlier", "mad")) and "ci95" in key
+    ]:
+        del decode["latency"][key]
+    del conditions["clocks"], conditions["not_read"], small["verification"]["versions"]
+    for key in ("max_latency_s", "min_decode_tokens_per_s", "max_energy_j_per_token"):
+        del small["constraints"][key]
+    assert "latency, p95" in rows_of(small)
+    assert render_markdown(small)

@@ -67,7 +67,9 @@ def test_a_failed_check_says_what_failed(small: Report) -> None:
 
 def test_flags_are_shown(small: Report) -> None:
     small["verification"]["conditions"]["flags"] = ["other load: 0.98 cores on average"]
-    assert "Condition: other load: 0.98 cores on average" in render_text(small)
+    text = render_text(small)
+    assert "Flagged: other load: 0.98 cores on average" in text
+    assert "\nVerdict: pass (rehearsal), 1 flagged condition\n" in text
 
 
 @given(name=st.text(max_size=40))

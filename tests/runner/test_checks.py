@@ -16,7 +16,7 @@ from qslm_edge.bundle.reader import Bundle
 from qslm_edge.bundle.writer import save_arrays, save_scores
 from qslm_edge.items import Items
 from qslm_edge.metrics import Scores, paired, quality
-from qslm_edge.runner import checks
+from qslm_edge.runner import checks, split
 from qslm_edge.runner.checks import check_golden, score_bundle
 from qslm_edge.runner.scoring import Scored
 from qslm_edge.runner.session import CPU, Session
@@ -175,7 +175,7 @@ def test_text_figures_follow_from_the_loss(lm_bundle: Bundle, lm_result: Result)
 def test_text_that_was_not_counted_gives_no_figure(lm_result: Result, lm_bundle: Bundle) -> None:
     entry, items = lm_result["splits"]["report"], lm_bundle.items("report")
     bare = Items("tiny", "report", items.tokens, items.offsets, targets=items.targets)
-    found = checks._per_text(rebuilt(lm_bundle, entry), bare)
+    found = split._per_text(rebuilt(lm_bundle, entry), bare.n_words, bare.n_bytes)
     assert found == {"word_perplexity": None, "bits_per_byte": None, "n_words": None, "n_bytes": None}
 
 
@@ -261,7 +261,7 @@ def test_one_item_has_no_error_and_the_tolerance_stands_alone(lm_bundle: Bundle)
     one = expected.select(np.array([0]))
     for shift, ok in ((0.0015, True), (0.0025, False)):
         moved = Scores(one.kind, one.index, one.loss + shift * one.count, one.count, one.correct)
-        found = checks._against_search(lm_bundle, moved)
+        found = split._against_search(expected.select(moved.index), moved, 0.002)
         assert found["allowed"] == found["tolerance"] == 0.002
         assert math.isinf(found["standard_error"])
         assert found["ok"] is ok
@@ -270,7 +270,7 @@ def test_one_item_has_no_error_and_the_tolerance_stands_alone(lm_bundle: Bundle)
 def test_a_model_that_diverged_gives_a_number(lm_bundle: Bundle) -> None:
     expected = lm_bundle.expected_scores()
     wild = Scores(expected.kind, expected.index, expected.loss + 1e6, expected.count, expected.correct)
-    found = checks._against_search(lm_bundle, wild)
+    found = split._against_search(expected, wild, 0.002)
     assert found["ok"] is False
     assert math.isfinite(found["value"])
 

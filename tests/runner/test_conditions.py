@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from qslm_edge.runner.conditions import Conditions, compare, read_conditions, sustained_low_clocks
+from qslm_edge.runner.conditions import (
+    Conditions,
+    compare,
+    mode_flags,
+    not_read,
+    read_conditions,
+    sustained_low_clocks,
+)
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.power.fake import FakeNvml
 
@@ -258,3 +265,87 @@ def test_low_clock_counts_after_three_readings_in_a_row() -> None:
     assert sustained_low_clocks([high, low, low, low]) == [
         "cpu.policy0: clock 1000 MHz, below the maximum of 2400 MHz in 3 consecutive readings"
     ]
+
+
+HIGH = {"cpu__policy0__clock_hz": 2_400_000_000, "cpu__policy0__max_clock_hz": 2_400_000_000}
+LOW = HIGH | {"cpu__policy0__clock_hz": 1_000_000_000}
+
+
+def test_clocks_of_the_run_judge_in_place_of_the_one_at_its_end() -> None:
+    """A governor that lowers the clock as the load ends is no fault; one that did so in the run is."""
+    quiet = [made(**HIGH)] * 3
+    assert compare(made(), made(**LOW), [quiet]) == []
+    assert compare(made(), made(**HIGH), [[made(**LOW)] * 3]) == [
+        "cpu.policy0: clock 1000 MHz, below the maximum of 2400 MHz in 3 consecutive readings"
+    ]
+    # too short for three readings: the one at the end is all there is
+    assert "at the end of the run" in compare(made(), made(**LOW), [[made(**HIGH)] * 2])[0]
+
+
+def test_readings_of_two_repeats_are_not_consecutive() -> None:
+    two, three = [made(**LOW)] * 2, [made(**HIGH)] * 3
+    assert compare(made(), made(**HIGH), [three, two, two]) == []
+
+
+def test_heat_and_throttling_within_the_run_are_flagged_once() -> None:
+    before = made(thermal__zone0__passive_trip_celsius=85.0, thermal__zone0__celsius=50.0)
+    run = [
+        made(thermal__zone0__celsius=c, gpu0__throttle_reasons=r) for c, r in ((60, 0), (86, 0x20), (70, 0))
+    ]
+    found = compare(before, before, [run])
+    assert found == [
+        "thermal.zone0 (in the run): 86 C, at or above its passive trip of 85 C",
+        "gpu0.throttle_reasons: software thermal during the run",
+    ]
+    hot = made(thermal__zone0__celsius=90.0, thermal__zone0__passive_trip_celsius=85.0)
+    assert [flag for flag in compare(hot, hot, [run]) if flag.startswith("thermal.zone0 (in")] == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "planned", "flags"),
+    [
+        ("25W", ["15W", "25W"], 0),
+        ("7W", ["15W", "25W"], 1),
+        (None, ["15W", "25W"], 0),
+        ("7W", [], 0),
+    ],
+)
+def test_the_power_mode_is_one_of_the_profile(mode: str | None, planned: list[str], flags: int) -> None:
+    found = mode_flags(made(power__mode=mode), planned)
+    assert len(found) == flags
+    assert all("7W is not a mode of the profile (15W, 25W)" in flag for flag in found)
+
+
+def test_a_container_without_sysfs_says_that_nobody_watched(tmp_path: Path) -> None:
+    text = not_read(read_conditions(tmp_path))
+    assert text is not None
+    assert "clocks (no clock control (virtual machine or container))" in text
+    assert "temperatures (no thermal zones)" in text
+    assert "throttle counters (none on this system)" in text
+
+
+def test_permission_denied_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Path, flags: int) -> int:
+        if str(path).endswith(("_cur_freq", "/temp", "_event_cnt")):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    text = not_read(read_conditions(JETSON))
+    assert text == (
+        "not read: clocks (permission denied); temperatures (permission denied); "
+        "throttle counters (permission denied)"
+    )
+
+
+def test_a_board_that_was_watched_leaves_nothing_to_say() -> None:
+    found = read_conditions(JETSON)
+    assert not_read(found, [[found] * 3]) is None
+    assert not_read(found, [[found] * 2]) == "not read: clocks during the run (it was shorter than 3 s)"
+
+
+def test_conditions_survive_json() -> None:
+    found = read_conditions(JETSON)
+    assert Conditions.from_dict(json.loads(json.dumps(found.to_dict()))) == found

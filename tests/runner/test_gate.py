@@ -10,7 +10,15 @@ from typing import Literal, get_args
 import pytest
 
 from qslm_edge.metrics import Paired, Verdict
-from qslm_edge.runner.gate import Check, agreement_check, exit_code, limit_check, overall, quality_check
+from qslm_edge.runner.gate import (
+    Check,
+    agreement_check,
+    exit_code,
+    interval_check,
+    limit_check,
+    overall,
+    quality_check,
+)
 
 PASS: Verdict = "pass"
 VERDICTS: tuple[Verdict, ...] = get_args(Literal["pass", "fail", "inconclusive"])
@@ -105,4 +113,41 @@ def test_a_check_is_json() -> None:
         "limit": None,
         "unit": "bytes",
         "detail": "why",
+        "low": None,
+        "high": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("interval", "at_least", "verdict"),
+    [
+        ((8.0, 9.0), False, "pass"),
+        ((9.0, 10.0), False, "pass"),  # the bound may lie on the limit
+        ((9.0, 10.1), False, "inconclusive"),
+        ((10.1, 11.0), False, "fail"),
+        ((10.0, 11.0), False, "inconclusive"),
+        ((9.0, None), False, "inconclusive"),  # no upper bound: never a pass
+        ((10.1, None), False, "fail"),
+        ((None, None), False, "inconclusive"),
+        ((10.0, 11.0), True, "pass"),
+        ((9.9, 11.0), True, "inconclusive"),
+        ((8.0, 9.9), True, "fail"),
+        ((None, 9.9), True, "fail"),
+        ((None, 11.0), True, "inconclusive"),
+    ],
+)
+def test_a_value_with_an_error_against_its_limit(
+    interval: tuple[float | None, float | None], at_least: bool, verdict: str
+) -> None:
+    found = interval_check("x", 9.5, interval, 10.0, "s", at_least=at_least, reason="needs 72 samples")
+    assert (found.verdict, found.low, found.high) == (verdict, *interval)
+    assert ("needs 72 samples" in found.detail) == (None in interval)
+
+
+@pytest.mark.parametrize("interval", [(8.0, 9.0), (10.1, 11.0)])
+def test_a_flagged_run_neither_passes_nor_fails(interval: tuple[float, float]) -> None:
+    clean, flagged = (interval_check("x", 9.5, interval, 10.0, "s", doubts=doubts) for doubts in (0, 2))
+    assert clean.verdict in ("pass", "fail")
+    assert flagged.verdict == "inconclusive"
+    assert flagged.detail.startswith(f"would {clean.verdict}, but the run is flagged")
+    assert (flagged.value, flagged.low) == (9.5, interval[0])

@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qslm_edge.errors import EnvironmentFault
-from qslm_edge.runner.latency import median_interval, summarise_latency
+from qslm_edge.runner.intervals import mean_interval, quantile_interval, samples_for_interval
+from qslm_edge.runner.latency import summarise_latency
 
+SPREAD = ("mad_s", "outlier_limit_s", "n_outliers", "outlier_share", "disturbed")
+MEAN = ("mean_ci95_low_s", "mean_ci95_high_s", "tokens_per_s_ci95_low", "tokens_per_s_ci95_high")
+BOUNDS = tuple(f"p{percent}_ci95_{side}_s" for percent in (90, 95, 99) for side in ("low", "high"))
 TIMES = st.lists(st.floats(min_value=1e-6, max_value=1e3), max_size=300)
 
 
@@ -27,21 +31,30 @@ def test_a_hundred_steps() -> None:
     assert (summary.ci95_low_s, summary.ci95_high_s) == (0.040, 0.061)  # ranks 40 and 61 of 100
     assert summary.drift == pytest.approx(0.0255 / 0.0755 - 1)
     assert summary.drifted is True
-    assert summary.reasons == {}
+    assert (summary.p90_ci95_low_s, summary.p90_ci95_high_s) == (0.084, 0.096)
+    assert (summary.p95_ci95_low_s, summary.p95_ci95_high_s) == (0.090, 0.100)
+    assert (summary.mad_s, summary.n_outliers) == (0.025, 0)
+    assert set(summary.reasons) == {"p99_ci95_high_s"}
+    assert summary.flags == ("latency: the second half is -66.2 % against the first",)
 
 
 @pytest.mark.parametrize(
     ("n", "absent"),
     [
-        (9, {"p90_s", "p95_s", "p99_s", "drift", "drifted"}),
-        (19, {"p95_s", "p99_s", "drift", "drifted"}),
-        (99, {"p99_s"}),
+        (9, {"p90_s", "p95_s", "p99_s", "drift", "drifted", *SPREAD, *MEAN, *BOUNDS}),
+        (19, {"p95_s", "p99_s", "drift", "drifted", *SPREAD, *MEAN, *BOUNDS}),
+        (49, {"p99_s", *MEAN, "p95_ci95_high_s", "p99_ci95_low_s", "p99_ci95_high_s"}),
+        (99, {"p99_s", "p99_ci95_high_s"}),
+        (368, set()),
     ],
 )
 def test_short_lists_give_no_high_percentile(n: int, absent: set[str]) -> None:
-    summary = summarise_latency([0.01] * n)
-    assert {name for name, value in summary.to_dict().items() if value is None} == absent
-    assert set(summary.reasons) == absent
+    """What is there for n samples; the lower bounds of high percentiles come early."""
+    summary = summarise_latency([0.01 + 1e-6 * step for step in range(n)])
+    found = {name for name, value in summary.to_dict().items() if value is None}
+    early = {name for name in absent if name.endswith("_ci95_low_s") and name[0] == "p"}
+    assert absent - early <= found <= absent
+    assert set(summary.reasons) == found
 
 
 def test_reason_names_the_number_of_samples() -> None:
@@ -88,8 +101,9 @@ def coverage(n: int, low: int, high: int) -> float:
 
 @pytest.mark.parametrize("n", [6, 7, 8, 20, 37, 100, 501, 1000])
 def test_interval_of_the_median_covers_95_percent_and_no_more_than_needed(n: int) -> None:
-    interval = median_interval([float(rank) for rank in range(1, n + 1)])
-    assert interval is not None
+    interval = quantile_interval([float(rank) for rank in range(1, n + 1)], 0.5)
+    assert interval[0] is not None
+    assert interval[1] is not None
     low, high = int(interval[0]), int(interval[1])
     assert low + high == n + 1
     assert coverage(n, low, high) >= 0.95
@@ -97,8 +111,56 @@ def test_interval_of_the_median_covers_95_percent_and_no_more_than_needed(n: int
 
 
 def test_interval_needs_six_samples() -> None:
-    assert median_interval([1.0] * 5) is None
-    assert median_interval([]) is None
+    assert quantile_interval([1.0] * 5, 0.5) == (None, None)
+    assert quantile_interval([], 0.5) == (None, None)
+
+
+def exact_coverage(n: int, low: int, high: int, p: Fraction) -> float:
+    """P(x(low) <= quantile <= x(high)), ranks from 1, in exact fractions; high = n + 1 is no bound."""
+    return float(sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(low, high)))
+
+
+@pytest.mark.parametrize("percent", [90, 95, 99])
+@pytest.mark.parametrize("n", [20, 37, 72, 100, 368, 500])
+def test_interval_of_a_high_percentile_covers_95_percent(n: int, percent: int) -> None:
+    p = Fraction(percent, 100)
+    low, high = quantile_interval([float(rank) for rank in range(1, n + 1)], float(p))
+    assert (high is None) == (n < samples_for_interval(float(p)))
+    ranks = int(low or 0), int(high or n + 1)
+    assert exact_coverage(n, *ranks, p) >= 0.95
+    assert exact_coverage(n, ranks[0] + 1, n + 1, p) < 0.975  # neither bound could be closer
+    if high is not None:
+        assert exact_coverage(n, 0, ranks[1] - 1, p) < 0.975
+
+
+def test_samples_that_an_interval_needs() -> None:
+    assert [samples_for_interval(p) for p in (0.5, 0.9, 0.95, 0.99)] == [6, 36, 72, 368]
+
+
+def test_interval_of_the_mean_counts_slow_waves_as_one() -> None:
+    """Samples that depend on their neighbours: the interval by batches is as wide as the waves make it."""
+    waves = [1.0 + 0.1 * (step // 40 % 2) for step in range(400)]
+    low, high = mean_interval(waves) or (math.nan, math.nan)
+    assert low < 1.05 < high
+    naive = 2 * 1.96 * 0.05 / math.sqrt(400)
+    assert high - low > 3 * naive
+    assert mean_interval([1.0] * 49) is None
+    assert mean_interval([1.0] * 50) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("outliers", "disturbed"), [(0, False), (5, False), (6, True)])
+def test_outliers_are_counted_and_flagged_from_5_percent_on(outliers: int, disturbed: bool) -> None:
+    quiet = [0.010 + 0.0001 * (step % 3) for step in range(100 - outliers)]
+    samples = quiet[: len(quiet) // 2] + [0.05] * outliers + quiet[len(quiet) // 2 :]
+    summary = summarise_latency(samples)
+    assert (summary.n_outliers, summary.disturbed) == (outliers, disturbed)
+    assert any("median absolute deviations" in flag for flag in summary.flags) == disturbed
+
+
+def test_equal_samples_have_no_outliers_that_could_be_told() -> None:
+    summary = summarise_latency([0.01] * 60 + [0.5] * 20)
+    assert (summary.mad_s, summary.outlier_share, summary.disturbed) == (0.0, None, None)
+    assert "too coarse" in summary.reasons["outlier_share"]
 
 
 @given(TIMES)

@@ -18,7 +18,9 @@ from qslm_edge import __version__
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import BundleError, EnvironmentFault, QslmError, RuntimeFault
 from qslm_edge.runner import __main__ as program
+from qslm_edge.runner import processes
 from qslm_edge.runner.child import MEMORY_HINT
+from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.power import PowerPlan
 from qslm_edge.runner.verify import VerifyOptions
 
@@ -78,11 +80,24 @@ def test_json_prints_the_whole_result(verified: Any, capsys: Captured) -> None:
 
 def test_options_arrive(verified: Any, capsys: Captured) -> None:
     words = ["verify", "place", "--provider", "X", "--threads", "3", "--steps", "9", "--power", "release"]
-    program.main([*words, "--power-source", "csv", "--power-marker"])
-    given = VerifyOptions("X", 3, 9, "release", power_source="csv", power_marker=True)
+    limits = ["--max-latency", "20ms", "--min-decode-speed", "50", "--max-energy", "5mJ"]
+    program.main([*words, *limits, "--power-source", "csv", "--power-marker"])
+    asked = Limits(max_latency_s=0.02, min_decode_tokens_per_s=50.0, max_energy_j_per_token=0.005)
+    given = VerifyOptions("X", 3, 9, "release", asked, power_source="csv", power_marker=True)
     assert verified.asked == [(Path("place"), given)]
     program.main(["verify", "place"])
-    assert verified.asked[1] == (Path("place"), VerifyOptions(None, 1, 256, "smoke"))
+    assert verified.asked[1] == (Path("place"), VerifyOptions(None, 1, None, "smoke", Limits()))
+
+
+@pytest.mark.parametrize(
+    "words", [["--max-latency", "20"], ["--max-energy", "5W"], ["--min-decode-speed", "0"]]
+)
+def test_a_limit_that_is_none_is_refused_before_any_work(
+    words: list[str], verified: Any, capsys: Captured
+) -> None:
+    assert program.main(["verify", "place", *words]) == 2
+    assert f"error: {words[0]}: not a quantity of this kind; found '{words[1]}'" in capsys.readouterr().err
+    assert verified.asked == []
 
 
 def test_without_a_bundle_it_is_the_folder_of_the_archive(
@@ -266,8 +281,9 @@ def test_the_scoring_process_answers(lm_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_sigint")
-def test_the_decoding_process_answers(
-    lm_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["_memory", "_latency", "_prefill", "_energy"])
+def test_each_measuring_process_answers(
+    command: str, lm_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
 
@@ -275,9 +291,9 @@ def test_the_decoding_process_answers(
         given.extend([items.split, options])
         return {"x": 1}
 
-    monkeypatch.setattr(program, "measure_decode", measure)
+    monkeypatch.setitem(vars(processes)["_MEASURES"], command, measure)
     path = tmp_path / "answer.json"
-    words = ["_decode", str(lm_bundle.path), f"--answer={path}", "--steps=5", "--power=smoke"]
+    words = [command, str(lm_bundle.path), f"--answer={path}", "--steps=5", "--power=smoke"]
     words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board", "--threads=2"]
     assert program.main(words) == 0
     assert answer_of(path) == {"result": {"x": 1}}
@@ -312,7 +328,7 @@ def test_the_error_of_a_measuring_process_is_its_answer(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(program, "score_bundle", fail)
+    monkeypatch.setattr(processes, "score_bundle", fail)
     path = tmp_path / "answer.json"
     assert program.main(["_score", str(lm_bundle.path), "--answer", str(path)]) == code
     answer = answer_of(path)
@@ -330,7 +346,7 @@ def test_a_proving_process_answers(lm_bundle: Bundle, tmp_path: Path) -> None:
     assert golden["ok"] is True
     assert program.main(["_probe", "NoSuchExecutionProvider", "--answer", str(path)]) == 0
     assert answer_of(path)["result"]["runs"] is False
-    assert program.main(["_memory", "--answer", str(path)]) == 0
+    assert program.main(["_allocation", "--answer", str(path)]) == 0
     assert answer_of(path)["result"]["taken_bytes"] >= 64 * 2**20
 
 

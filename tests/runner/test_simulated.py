@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from qslm_edge.bundle.reader import Bundle
-from qslm_edge.runner.decode import DecodeOptions, _power_source
+from qslm_edge.runner.decode_energy import _power_source
 from qslm_edge.runner.power import PowerSource
 from qslm_edge.runner.simulated import LABEL, mark_result
+from qslm_edge.runner.stream import DecodeOptions
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 from tests.helpers.bundle_fixtures import CopyBundle
 from tests.helpers.bundles import edit_manifest

@@ -90,7 +90,7 @@ def test_a_release_has_three_numbers(version: str | None, release: str | None) -
 
 def test_a_process_that_crashes_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(arguments: list[str], _progress: Any) -> Any:
-        assert arguments in (["_probe", "CUDAExecutionProvider"], ["_memory"])
+        assert arguments in (["_probe", "CUDAExecutionProvider"], ["_allocation"])
         raise EnvironmentFault("the measuring process ended without a result", found="killed by signal 4")
 
     monkeypatch.setattr(module, "run_child", crash)

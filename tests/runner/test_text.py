@@ -39,7 +39,7 @@ def make_result(**changes: Any) -> dict[str, Any]:
             }
         ],
         "decode": {
-            "latency": {"p50_s": 0.00125, "reasons": {}},
+            "latency": {"p50_s": 0.00125, "p95_s": 0.0015, "reasons": {}},
             "prefill": {"tokens_per_s": 4117.4},
             "energy": {
                 "status": "measured",
@@ -61,10 +61,10 @@ def test_every_figure_has_its_line() -> None:
         "rehearsal: this host is a desk",
         "provider: CPUExecutionProvider (first choice of the profile)",
         "PASS         peak RSS: 68.00 MB (limit 3000.00 MB; 2 % of the limit)",
-        "decode on this host: median 1.250 ms a token, prefill 4117 tokens/s",
+        "decode on this host: median 1.250 ms a token, p95 1.500 ms, prefill 4117 tokens/s",
         "energy on this host: gross 12.300 mJ a token, net 4.000 mJ a token (rapl)",
-        "condition: cpu: clock 1000 MHz, below the maximum of 2000 MHz",
-        "verdict: pass",
+        "FLAGGED      cpu: clock 1000 MHz, below the maximum of 2000 MHz",
+        "verdict: pass, 1 flagged condition",
     ]
 
 
@@ -76,7 +76,7 @@ def test_on_the_board_the_figures_are_the_boards() -> None:
 
 def test_what_is_absent_says_why() -> None:
     decode = {
-        "latency": {"p50_s": None, "reasons": {"p50_s": "no samples"}},
+        "latency": {"p50_s": None, "p95_s": None, "reasons": {"p50_s": "no samples", "p95_s": "none"}},
         "prefill": {"tokens_per_s": None, "reason": "not asked for"},
         "energy": {
             "status": "measured",
@@ -89,7 +89,10 @@ def test_what_is_absent_says_why() -> None:
     }
     lines = summary_lines(make_result(decode=decode, conditions={"flags": []}))
     assert lines[3:] == [
-        "decode on this host: median not measured (no samples), prefill not measured (not asked for)",
+        (
+            "decode on this host: median not measured (no samples), p95 not measured (none), "
+            "prefill not measured (not asked for)"
+        ),
         "energy on this host: gross 500.000 mJ a token, net not measured (below resolution) (nvml)",
         "verdict: pass",
     ]
@@ -111,12 +114,13 @@ def test_after_a_golden_mismatch_there_is_no_decode() -> None:
         "unit": "mean KL divergence, nats",
         "detail": "not a finite number: nan",
     }
-    lines = summary_lines(make_result(decode=None, checks=[check], verdict="fail"))
+    quiet = {"flags": [], "not_read": "not read: clocks (no clock control)"}
+    lines = summary_lines(make_result(decode=None, checks=[check], verdict="fail", conditions=quiet))
     assert lines[2] == (
         "FAIL         golden vectors: not measured (limit +0.15 mean KL divergence, nats; "
         "not a finite number: nan)"
     )
-    assert lines[-1] == "verdict: fail"
+    assert lines[-2:] == ["conditions: not read: clocks (no clock control)", "verdict: fail"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,10 @@ def test_after_a_golden_mismatch_there_is_no_decode() -> None:
         (0.0, "", "+0"),
         (-0.5, "points", "-0.5 points"),
         (1.23456, "", "+1.235"),
+        (0.0201234, "s", "20.12 ms"),
+        (0.00512, "J", "5.12 mJ"),
+        (51.5, "tokens/s", "51.5 tokens/s"),
+        (2.0, "flags", "2 flags"),
     ],
 )
 def test_figures(value: float | None, unit: str, text: str) -> None:

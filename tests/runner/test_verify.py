@@ -17,6 +17,8 @@ from qslm_edge.errors import BundleError, EnvironmentFault, RuntimeFault, UsageE
 from qslm_edge.metrics import Scores
 from qslm_edge.runner import verify
 from qslm_edge.runner.child import run_child
+from qslm_edge.runner.decode_energy import no_energy
+from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.session import CPU
 from qslm_edge.runner.verify import VerifyOptions, choose_provider, verify_bundle
 from tests.helpers.bundle_fixtures import CopyBundle
@@ -102,8 +104,8 @@ def test_the_real_runtime_is_asked(lm_bundle: Bundle) -> None:
 def test_a_whole_verification_passes(lm_result: Result, lm_bundle: Bundle) -> None:
     assert json.loads(json.dumps(lm_result, allow_nan=False)) == lm_result
     assert lm_result.keys() == {
-        *("schema", "tool_version", "verdict", "exit_code", "bundle", "host", "rehearsal", "placement"),
-        *("checks", "scoring", "decode", "conditions"),
+        *("schema", "tool_version", "verdict", "exit_code", "bundle", "task", "profile", "limits", "host"),
+        *("versions", "rehearsal", "placement", "checks", "scoring", "decode", "conditions"),
     }
     assert (lm_result["verdict"], lm_result["exit_code"]) == ("pass", 0)
     assert checks_of(lm_result).keys() == {
@@ -114,7 +116,17 @@ def test_a_whole_verification_passes(lm_result: Result, lm_bundle: Bundle) -> No
         "digest": lm_bundle.digest,
         "files": lm_bundle.file_bytes,
         "bytes": sum(lm_bundle.file_bytes.values()),
+        "weights_bytes": lm_bundle.manifest["weights"]["bytes"],
     }
+    assert lm_result["versions"]["onnxruntime"]["value"] == lm_result["decode"]["session"]["onnxruntime"]
+    assert lm_result["limits"]["max_degradation"] == 1e5
+    decode = lm_result["decode"]
+    assert decode.keys() == {
+        *("session", "load_s", "memory", "first_token", "latency", "latency_samples_s", "prefill"),
+        "energy",
+    }
+    assert decode["memory"]["prefill_peak_rss_bytes"] == decode["memory"]["prefill"]["peak_rss_bytes"]
+    assert decode["energy"]["reason"] == "switched off (--power off)"
     assert lm_result["scoring"]["splits"].keys() == {"search", "report"}
     assert lm_result["decode"]["latency"]["n"] == 12
     assert lm_result["decode"]["session"]["threads"] == 1
@@ -160,7 +172,9 @@ def test_conditions_come_from_the_process_that_decodes(lm_result: Result) -> Non
 
 
 def test_memory_below_the_measured_peak_fails(lm_bundle: Bundle) -> None:
-    result = verify_bundle(lm_bundle.path, VerifyOptions(power="off", steps=4, memory_budget_bytes=10**6))
+    result = verify_bundle(
+        lm_bundle.path, VerifyOptions(power="off", steps=4, limits=Limits(memory_budget_bytes=10**6))
+    )
     check = checks_of(result)["peak RSS"]
     assert (check["verdict"], check["limit"]) == ("fail", 10**6)
     assert check["value"] > 10**7
@@ -168,58 +182,11 @@ def test_memory_below_the_measured_peak_fails(lm_bundle: Bundle) -> None:
 
 
 def test_a_limit_of_the_user_replaces_that_of_the_bundle(lm_bundle: Bundle) -> None:
-    result = verify_bundle(lm_bundle.path, VerifyOptions(power="off", steps=4, max_degradation=-1e4))
+    result = verify_bundle(
+        lm_bundle.path, VerifyOptions(power="off", steps=4, limits=Limits(max_degradation=-1e4))
+    )
     check = checks_of(result)["perplexity increase"]
     assert (check["limit"], check["verdict"], result["exit_code"]) == (-1e4, "fail", 1)
-
-
-def run_checks(bundle: Bundle, scored: Result, decoded: Result | None, **options: Any) -> dict[str, Any]:
-    found = verify._checks(bundle, VerifyOptions(**options), scored, decoded)
-    return {check.name: check for check in found}
-
-
-@pytest.fixture
-def parts(lm_result: Result) -> tuple[Result, Result]:
-    """Scoring and decoding as the child processes answer."""
-    copied = json.loads(json.dumps(lm_result))
-    return copied["scoring"], copied["decode"]
-
-
-def test_a_limit_of_zero_is_a_limit(parts: tuple[Result, Result], lm_bundle: Bundle) -> None:
-    assert run_checks(lm_bundle, *parts, max_degradation=0.0)["perplexity increase"].limit == 0.0
-
-
-def test_the_weights_have_a_limit_when_there_is_one(parts: tuple[Result, Result], lm_bundle: Bundle) -> None:
-    weights = lm_bundle.manifest["weights"]["bytes"]
-    for budget, verdict in ((weights, "pass"), (weights - 1, "fail")):
-        manifest = json.loads(json.dumps(lm_bundle.manifest))
-        manifest["constraints"]["weights_budget_bytes"] = budget
-        check = run_checks(Bundle(lm_bundle.path, manifest), *parts)["weights"]
-        assert (check.verdict, check.value, check.limit) == (verdict, weights, budget)
-
-
-def test_no_memory_limit_is_no_check(parts: tuple[Result, Result], lm_bundle: Bundle) -> None:
-    manifest = json.loads(json.dumps(lm_bundle.manifest))
-    manifest["constraints"]["memory_budget_bytes"] = None
-    bundle = Bundle(lm_bundle.path, manifest)
-    assert "peak RSS" not in run_checks(bundle, *parts)
-    assert run_checks(bundle, *parts, memory_budget_bytes=1)["peak RSS"].verdict == "fail"
-
-
-def test_a_peak_that_cannot_be_read_is_inconclusive(parts: tuple[Result, Result], lm_bundle: Bundle) -> None:
-    scored, decoded = parts
-    decoded["memory"]["decode_peak_rss_bytes"] = None
-    decoded["memory"]["steady"]["reason"] = "no VmHWM"
-    check = run_checks(lm_bundle, scored, decoded)["peak RSS"]
-    assert (check.verdict, check.detail) == ("inconclusive", "not measured: no VmHWM")
-
-
-def test_disagreement_with_the_search_fails_the_gate(parts: tuple[Result, Result], lm_bundle: Bundle) -> None:
-    scored, decoded = parts
-    search = scored["splits"]["search"]["against_search"]
-    for value, verdict in ((search["allowed"], "pass"), (1.01 * search["allowed"], "fail"), (-0.5, "fail")):
-        search["value"] = value
-        assert run_checks(lm_bundle, scored, decoded)["agreement with the search"].verdict == verdict
 
 
 # ---- what stops it
@@ -310,9 +277,10 @@ def test_on_the_board_it_is_no_rehearsal(lm_bundle: Bundle, monkeypatch: pytest.
     monkeypatch.setattr(verify, "run_child", remember)
     result = verify_bundle(lm_bundle.path, VerifyOptions(power="off", steps=4, threads=2))
     assert (result["rehearsal"], result["host"]["is_board"]) == (False, True)
-    assert [call[0] for call in called] == ["_score", "_decode"]
+    assert [call[0] for call in called] == ["_score", "_memory", "_latency", "_prefill"]
     assert all(call[1] == str(lm_bundle.path) and f"--provider={CPU}" in call for call in called)
-    assert {"--threads=2", "--steps=4", "--power=off", "--power-source=rapl", "--is-board"} < set(called[1])
+    assert all("--threads=2" in call for call in called[1:])
+    assert [call for call in called if "--steps=4" in call] == [called[2]]
     assert result["decode"]["session"]["threads"] == 2
     assert not {"--only-power-source", "--power-marker"} & set(called[1])
 
@@ -324,12 +292,13 @@ def test_a_source_that_the_user_names_goes_before_the_profiles(
 
     def remember(arguments: list[str], on_progress: Any) -> Result:
         called.append(arguments)
-        return run_child(arguments, on_progress)
+        return no_energy("not here") if arguments[0] == "_energy" else run_child(arguments, on_progress)
 
     monkeypatch.setattr(verify, "run_child", remember)
-    options = VerifyOptions(power="off", steps=4, power_source="csv", power_marker=True)
+    options = VerifyOptions(power="smoke", steps=4, power_source="csv", power_marker=True)
     verify_bundle(lm_bundle.path, options)
-    assert {"--power-source=csv", "--only-power-source", "--power-marker"} < set(called[1])
+    (asked,) = [set(words) for words in called if words[0] == "_energy"]
+    assert {"--power-source=csv", "--only-power-source", "--power-marker"} < asked
 
 
 def test_the_cpu_in_place_of_the_boards_gpu_is_a_rehearsal(
@@ -363,3 +332,52 @@ def test_one_window_has_no_error_and_is_inconclusive(cache: Path, tmp_path: Path
     assert checks_of(result)["perplexity increase"]["verdict"] == "inconclusive"
     assert (result["verdict"], result["exit_code"]) == ("inconclusive", 3)
     assert result["scoring"]["splits"]["report"]["bundle"]["standard_error"] is None
+
+
+def test_the_energy_process_is_told_source_and_board(
+    lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+
+    def answer(arguments: list[str], _on_progress: Any) -> Result:
+        called.append(arguments)
+        return {}
+
+    monkeypatch.setattr(verify, "run_child", answer)
+    run = verify._Runs(lm_bundle, VerifyOptions(power="release"), CPU, True, lambda *_: None)
+    run._measure("_energy", *run._power)
+    assert {"--power=release", "--power-source=rapl", "--is-board", "--threads=1"} < set(called[0])
+
+
+def test_a_bundle_that_changes_while_it_is_verified_gives_no_verdict(
+    lm_bundle: Bundle, copy_bundle: CopyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_bundle(lm_bundle)
+    real = verify._Runs.score
+
+    def change(self: Any, budget: int | None) -> Result:
+        found = real(self, budget)
+        found["golden"]["ok"] = False  # nothing more is measured
+        edit_manifest(copy, lambda m: m["model"].update(name="another"))
+        return found
+
+    monkeypatch.setattr(verify._Runs, "score", change)
+    with pytest.raises(BundleError, match="the bundle changed while it was verified"):
+        verify_bundle(copy, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("max_latency_s", value) for value in ("fast", 0, -1.0, True, [1])),
+        *(("min_decode_tokens_per_s", {}), ("max_energy_j_per_token", 0.0)),
+    ],
+)
+def test_a_manifest_with_a_limit_that_is_none_is_refused_before_any_work(
+    key: str, value: object, lm_bundle: Bundle, copy_bundle: CopyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_bundle(lm_bundle)
+    edit_manifest(copy, lambda m: m["constraints"].update({key: value}))
+    monkeypatch.setattr(verify, "run_child", no_child)
+    with pytest.raises(BundleError, match=f"constraints.{key}: not a limit; found"):
+        verify_bundle(copy, QUICK)

@@ -57,6 +57,9 @@ def classifier_plan(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pl
     return make_plan(tmp_path_factory.mktemp("plan"), "sst2", search_windows=16)
 
 
+OWN = ("max_latency_s", "min_decode_tokens_per_s", "max_energy_j_per_token")
+
+
 # ---- what is in a bundle
 
 
@@ -74,6 +77,7 @@ def test_the_manifest_says_what_the_bundle_is(lm_plan: Plan, tmp_path: Path) -> 
     assert m["weights"]["predicted_peak_rss_bytes"] == predict_peak_rss_bytes(hierarchy, setting)
     assert m["constraints"]["max_degradation"] == 1e5
     assert m["constraints"]["memory_budget_bytes"] == lm_plan.profile.memory.budget_mib * 2**20
+    assert {key: m["constraints"][key] for key in OWN} == dict.fromkeys(OWN)
     assert m["task"] == {
         "name": "wikitext2",
         "kind": "language_model",

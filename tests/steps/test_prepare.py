@@ -164,6 +164,11 @@ def test_limits_come_from_the_recipe_then_the_task_and_the_board(plan: MakePlan)
     chosen = plan(max_degradation=0.0, weights_budget_bytes=5000, memory_budget_bytes=10**9).constraints
     assert (chosen.max_degradation, chosen.weights_budget_bytes) == (0.0, 5000)
     assert chosen.memory_budget_bytes == 10**9
+    assert (chosen.max_latency_s, chosen.min_decode_tokens_per_s, chosen.max_energy_j_per_token) == (
+        None,
+    ) * 3
+    own = plan(max_latency_s=0.02, min_decode_tokens_per_s=50, max_energy_j_per_token=0.005).constraints
+    assert (own.max_latency_s, own.min_decode_tokens_per_s, own.max_energy_j_per_token) == (0.02, 50.0, 0.005)
 
 
 def test_a_gpus_own_memory_is_no_limit_of_the_process_but_a_named_one_is(plan: MakePlan) -> None:
