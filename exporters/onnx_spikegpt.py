@@ -112,13 +112,16 @@ class SpikeGPTGraph:
         codes = g.one("Cast", [rows], name="emb.codes", to=onnx.TensorProto.FLOAT)
         if bits == 1:
             return g.one("Reshape", [codes, g.constant([0, 0, c])], name="emb.bits")
-        if packed.scales is None or packed.zeros is None:
-            raise ValueError("a packed embedding has scales and zero points")
+        if packed.scales is None:
+            raise ValueError("a packed embedding has scales")
         groups = packed.scales.shape[1]
         codes = g.one("Reshape", [codes, g.constant([0, 0, groups, c // groups])], name="emb.groups")
-        zero_rows = self._zero_rows(packed.zeros, bits, groups, tokens)
-        zero_float = g.one("Cast", [zero_rows], name="emb.zero_float", to=onnx.TensorProto.FLOAT)
-        zero = g.one("Unsqueeze", [zero_float, g.constant([-1])], name="emb.zero")
+        if packed.zeros is None:
+            zero = g.constant((2**bits - 1) / 2, np.float32)
+        else:
+            zero_rows = self._zero_rows(packed.zeros, bits, groups, tokens)
+            zero_float = g.one("Cast", [zero_rows], name="emb.zero_float", to=onnx.TensorProto.FLOAT)
+            zero = g.one("Unsqueeze", [zero_float, g.constant([-1])], name="emb.zero")
         scale_rows = g.one("Gather", [g.weight("emb.scales", packed.scales), tokens], name="emb.scale_rows")
         if packed.scales.dtype == np.float16:
             scale_rows = g.one("Cast", [scale_rows], name="emb.scale_float", to=onnx.TensorProto.FLOAT)
@@ -321,7 +324,7 @@ class SpikeGPTGraph:
 
     def _matmul_nbits(self, packed: PackedMatrix, x: str, output: str) -> None:
         g, module, level = self.graph, packed.module, packed.level
-        if packed.scales is None or packed.zeros is None:
+        if packed.scales is None:
             raise ValueError(f"{module.name}: packed codes without scales")
         codes, scales = (
             g.weight(f"{module.name}.{part}", array)
@@ -329,11 +332,13 @@ class SpikeGPTGraph:
         )
         if packed.scales.dtype == np.float16:  # folded when the model loads: the kernel takes float32
             scales = g.one("Cast", [scales], name=f"{module.name}.scales_float", to=onnx.TensorProto.FLOAT)
-        inputs = [x, codes, scales, g.weight(f"{module.name}.zeros", packed.zeros)]
+        # without zero points the kernel takes 2^(bits - 1), half a step above the middle of mid-rise codes
+        zeros = [] if packed.zeros is None else [g.weight(f"{module.name}.zeros", packed.zeros)]
+        product = f"{module.name}.product" if level.midrise else output
         g.node(
             "MatMulNBits",
-            inputs,
-            [output],
+            [x, codes, scales, *zeros],
+            [product],
             name=module.name,
             domain=MICROSOFT,
             K=module.columns,
@@ -342,6 +347,21 @@ class SpikeGPTGraph:
             block_size=level.group_size,
             accuracy_level=level.accuracy_level,
         )
+        if level.midrise:
+            g.node("Add", [product, self._half_steps(packed, x, scales)], [output], name=f"{module.name}.sum")
+
+    def _half_steps(self, packed: PackedMatrix, x: str, scales: str) -> str:
+        """Half a scale times the block sums of x: what mid-rise values add to codes minus 2^(bits - 1)."""
+        g, name, groups = (
+            self.graph,
+            packed.module.name,
+            packed.module.columns // (packed.level.group_size or 1),
+        )
+        blocks = g.one("Reshape", [x, g.constant([0, 0, groups, -1])], name=f"{name}.blocks")
+        sums = g.one("ReduceSum", [blocks, g.constant([-1])], name=f"{name}.block_sums", keepdims=0)
+        halves = g.one("Mul", [sums, g.constant(0.5, np.float32)], name=f"{name}.half_sums")
+        columns = g.one("Transpose", [scales], name=f"{name}.scale_columns", perm=[1, 0])
+        return g.one("MatMul", [halves, columns], name=f"{name}.half_steps")
 
     def _tap(self, name: str, shape: list[int | str]) -> None:
         if self.taps and name not in {value.name for value in self.tapped}:

@@ -27,7 +27,8 @@ def matrix_bytes(module: Module, level: Level) -> int:
         return module.n_params * level.bits // 8
     groups = module.columns // (level.group_size or 1)
     codes = module.rows * module.columns * level.bits // 8
-    return codes + module.rows * (module.scale_bits // 8 * groups + (groups * level.bits + 7) // 8)
+    zeros = 0 if level.midrise else (groups * level.bits + 7) // 8
+    return codes + module.rows * (module.scale_bits // 8 * groups + zeros)
 
 
 def block_bytes(block: Block, setting: Setting) -> int:
@@ -48,13 +49,15 @@ def _resident(module: Module, level: Level) -> int:
     group = level.group_size or 1
     groups = module.columns // group
     # float16 scales become float32 ones when the model loads, and the pages of the file stay touched
-    half = 2 * groups if module.scale_bits == 16 else 0
+    extra = 2 * groups if module.scale_bits == 16 else 0
+    if level.midrise:  # the scales once more, transposed and prepacked, for the product with the block sums
+        extra += 8 * groups
     if level.accuracy_level == 0:
-        return module.rows * (groups * (group * level.bits // 8) + half)
+        return module.rows * (groups * (group * level.bits // 8) + extra)
     # codes, a prepacked scale and a block sum for every group, which 2 bits pad to multiples of four; and the
     # original scales
     padded = -(-groups // 4) * 4 if level.bits == 2 else groups
-    return module.rows * (padded * (level.bits * group // 8 + 8) + groups * 4 + half)
+    return module.rows * (padded * (level.bits * group // 8 + 8) + groups * 4 + extra)
 
 
 def _code_bytes(module: Module, level: Level) -> int:

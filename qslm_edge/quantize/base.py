@@ -2,7 +2,8 @@
 
     w[n, k] ~ (codes[n, k] - zeros[n, k // g]) * scales[n, k // g]
 
-is all that the runtime multiplies, so every quantiser ends in this form; they differ in what they minimise.
+is all that the runtime multiplies, so every quantiser ends in this form, or in that of mid-rise values, where every
+zero point is (2^bits - 1) / 2; they differ in what they minimise.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ class Quantiser(ABC):
 
         Raises:
             ValueError: a group size that does not divide K, or statistics of another shape or not finite.
+        """
+
+    @abstractmethod
+    def quantise_midrise(
+        self, matrix: Float, bits: int, group_size: int, statistics: InputStatistics | None = None
+    ) -> tuple[Codes, Float]:
+        """Quantise to values that lie symmetrically about zero, e.g. s {-1.5, -0.5, 0.5, 1.5}; see `quantise`.
+
+        Returns:
+            codes [N, K] and scales [N, K / group_size], exact in bfloat16.
         """
 
     @property

@@ -13,18 +13,20 @@ float64. Deterministic, pure functions on arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qslm_edge.quantize.base import Float, InputStatistics, Quantised, Quantiser
-from qslm_edge.quantize.rtn import check_groups, quantise_groups
+from qslm_edge.quantize.base import Codes, Float, InputStatistics, Quantised, Quantiser
+from qslm_edge.quantize.rtn import check_groups, midrise_groups, quantise_groups
 
 __all__ = ["Gptq"]
 
 Double = NDArray[np.float64]
+Grid = Callable[[Float, int], tuple[Float, Double]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,23 @@ class Gptq(Quantiser):
     def quantise(
         self, matrix: Float, bits: int, group_size: int, statistics: InputStatistics | None = None
     ) -> Quantised:
-        check_groups(matrix, group_size)
         if statistics is None:  # rows that are looked up have no inputs: every column weighs the same
             return quantise_groups(matrix, bits, group_size)
+        codes, scales, shifts = self._solve(matrix, bits, group_size, statistics, _affine)
+        return codes, scales, shifts.astype(np.uint8)
+
+    def quantise_midrise(
+        self, matrix: Float, bits: int, group_size: int, statistics: InputStatistics | None = None
+    ) -> tuple[Codes, Float]:
+        if statistics is None:
+            return midrise_groups(matrix, bits, group_size)
+        return self._solve(matrix, bits, group_size, statistics, _midrise)[:2]
+
+    def _solve(
+        self, matrix: Float, bits: int, group_size: int, statistics: InputStatistics, grid: Grid
+    ) -> tuple[Codes, Float, Double]:
+        """Codes [N, K], scales [N, G], and what is taken from a code [N, G]."""
+        check_groups(matrix, group_size)
         rows, columns = matrix.shape
         H = _hessian(statistics, columns, self.damping)
         order = _order(H, group_size, self.order)
@@ -57,29 +73,40 @@ class Gptq(Quantiser):
         W = np.ascontiguousarray(matrix[:, order].T, np.float64)  # a column of the matrix is a row here
         codes = np.zeros((columns, rows), np.uint8)
         scales = np.zeros((rows, columns // group_size), np.float32)
-        zeros = np.zeros(scales.shape, np.uint8)
+        shifts = np.zeros(scales.shape)
         for start in range(0, columns, group_size):
             end = start + group_size
             group = int(order[start]) // group_size
             block = W[start:end]
-            _, scale, zero = quantise_groups(np.ascontiguousarray(block.T, np.float32), bits, group_size)
-            scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
-            codes[start:end], errors = _round_group(block, U[start:end, start:end], scale, zero, bits)
+            scales[:, group], shifts[:, group] = grid(np.ascontiguousarray(block.T, np.float32), bits)
+            codes[start:end], errors = _round_group(
+                block, U[start:end, start:end], scales[:, group].astype(np.float64), shifts[:, group], bits
+            )
             W[end:] -= U[start:end, end:].T @ errors
         result = np.empty((rows, columns), np.uint8)
         result[:, order] = codes.T
-        return result, scales, zeros
+        return result, scales, shifts
 
 
-def _round_group(
-    block: Double, U: Double, scale: Float, zero: NDArray[np.uint8], bits: int
-) -> tuple[NDArray[np.uint8], Double]:
+def _affine(block: Float, bits: int) -> tuple[Float, Double]:
+    """Scale [N] and zero point [N] for one group [N, g]."""
+    _, scales, zeros = quantise_groups(block, bits, block.shape[1])
+    return scales[:, 0], zeros[:, 0].astype(np.float64)
+
+
+def _midrise(block: Float, bits: int) -> tuple[Float, Double]:
+    """Scale [N] for one group [N, g], and the middle of all codes."""
+    _, scales = midrise_groups(block, bits, block.shape[1])
+    return scales[:, 0], np.full(len(block), (2**bits - 1) / 2)
+
+
+def _round_group(block: Double, U: Double, step: Double, shift: Double, bits: int) -> tuple[Codes, Double]:
     """Codes [g, N] of one group of columns, and their errors [g, N]; `block` [g, N] is used up."""
-    step, shift = scale[:, 0].astype(np.float64), zero[:, 0].astype(np.float64)
+    half = shift % 1
     safe = np.where(step > 0, step, 1.0)
     codes, errors = np.empty(block.shape, np.uint8), np.empty(block.shape)
     for j, column in enumerate(block):
-        code = np.clip(np.rint(column / safe) + shift, 0, 2**bits - 1)
+        code = np.clip(np.rint(column / safe + half) + (shift - half), 0, 2**bits - 1)
         errors[j] = (column - (code - shift) * step) / U[j, j]
         codes[j] = code
         block[j + 1 :] -= np.outer(U[j, j + 1 :], errors[j])

@@ -19,7 +19,13 @@ from typing import ClassVar
 import numpy as np
 
 from qslm_edge.quantize.base import Codes, Float, InputStatistics, Quantised, Quantiser
-from qslm_edge.quantize.rtn import dequantise_groups, normalised_groups, quantise_groups, round_to_bfloat16
+from qslm_edge.quantize.rtn import (
+    dequantise_groups,
+    midrise_groups,
+    normalised_groups,
+    quantise_groups,
+    round_to_bfloat16,
+)
 
 __all__ = ["Hqq"]
 
@@ -64,6 +70,16 @@ class Hqq(Quantiser):
             scales, zeros = np.where(better, trial[1], scales), np.where(better, trial[2], zeros)
             beta *= np.float32(self.kappa)
         return codes.reshape(matrix.shape), round_to_bfloat16(np.ldexp(scales, exponent)), zeros
+
+    def quantise_midrise(
+        self,
+        matrix: Float,
+        bits: int,
+        group_size: int,
+        statistics: InputStatistics | None = None,  # noqa: ARG002 - data-free
+    ) -> tuple[Codes, Float]:
+        """Clipped ranges as they are: without a zero point there is little left to refine."""
+        return midrise_groups(matrix, bits, group_size)
 
     def _error(self, groups: Float, codes: Codes, scales: Float, zeros: Codes) -> Float:
         difference = np.abs(dequantise_groups(codes, scales, zeros) - groups)

@@ -13,7 +13,7 @@ from qslm_edge.errors import CheckpointError, UsageError
 from qslm_edge.quantize.base import Float, InputStatistics, Quantiser
 from qslm_edge.quantize.levels import Level
 from qslm_edge.quantize.packing import pack_blocked, pack_planar, unpack_blocked, unpack_planar
-from qslm_edge.quantize.rtn import Rtn, dequantise_groups
+from qslm_edge.quantize.rtn import Rtn, dequantise_groups, dequantise_midrise
 from qslm_edge.spikegpt.hierarchy import Module
 
 __all__ = ["PackedMatrix", "pack_matrix"]
@@ -31,7 +31,7 @@ class PackedMatrix:
         data: float32 or float16 [N, K]; blocked codes [N, K/g, g*bits/8] of a linear module; planar codes
             [N, K*bits/8] of an embedding.
         scales: float16 or float32 [N, K/g], as the module says; None for float and sign levels.
-        zeros: zero points, packed along a row: [N, ceil(K/g*bits/8)].
+        zeros: zero points, packed along a row: [N, ceil(K/g*bits/8)]; None for mid-rise levels too.
     """
 
     module: Module
@@ -60,13 +60,16 @@ class PackedMatrix:
         if self.level.bits == 1:
             return unpack_planar(codes, 1).astype(np.float32)
         bits = self.level.bits
-        if self.scales is None or self.zeros is None:
+        if self.scales is None:
             raise ValueError(f"{self.module.name}: packed codes without scales")
         scales = self.scales.astype(np.float32, copy=False)
-        zeros = unpack_blocked(self.zeros, bits, scales.shape[1])
         if self.module.kind == "embedding":
-            return dequantise_groups(unpack_planar(codes, bits), scales, zeros)
-        return dequantise_groups(unpack_blocked(codes.reshape(rows, -1), bits, columns), scales, zeros)
+            flat = unpack_planar(codes, bits)
+        else:
+            flat = unpack_blocked(codes.reshape(rows, -1), bits, columns)
+        if self.zeros is None:
+            return dequantise_midrise(flat, scales, bits)
+        return dequantise_groups(flat, scales, unpack_blocked(self.zeros, bits, scales.shape[1]))
 
 
 def pack_matrix(
@@ -115,11 +118,15 @@ def pack_matrix(
         )
     if not np.isfinite(weights).all():
         raise CheckpointError("a weight is not finite", where=module.name)
-    codes, scales, zeros = quantiser.quantise(weights, level.bits, group, statistics)
+    packed_zeros = None
+    if level.midrise:
+        codes, scales = quantiser.quantise_midrise(weights, level.bits, group, statistics)
+    else:
+        codes, scales, zeros = quantiser.quantise(weights, level.bits, group, statistics)
+        packed_zeros = pack_blocked(zeros, level.bits)
     stored: NDArray[np.floating[Any]] = (
         scales.astype(np.float16) if module.scale_bits == 16 else scales.astype(np.float32, copy=False)
     )
-    packed_zeros = pack_blocked(zeros, level.bits)
     if module.kind == "embedding":
         return PackedMatrix(module, level, pack_planar(codes, level.bits), stored, packed_zeros)
     blocks = codes.reshape(module.rows, -1, group)

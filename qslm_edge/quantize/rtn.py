@@ -21,6 +21,8 @@ __all__ = [
     "Rtn",
     "check_groups",
     "dequantise_groups",
+    "dequantise_midrise",
+    "midrise_groups",
     "normalised_groups",
     "quantise_groups",
     "round_to_bfloat16",
@@ -102,6 +104,29 @@ def quantise_groups(matrix: Float, bits: int, group_size: int) -> Quantised:
     return codes.reshape(matrix.shape), round_to_bfloat16(np.ldexp(scales, exponent)), zeros
 
 
+def midrise_groups(matrix: Float, bits: int, group_size: int) -> tuple[Codes, Float]:
+    """Quantise to (q - (2^bits - 1) / 2) s with the range of least squared error; see `quantise_groups`.
+
+    Returns:
+        codes [N, K], scales [N, K / group_size] (exact in bfloat16). A group of zeros has scale 0.
+    """
+    check_groups(matrix, group_size)
+    groups, exponent = normalised_groups(matrix, group_size)
+    peak, top = np.abs(groups).max(axis=-1), np.float32(2**bits - 1)
+    best_error = np.full(peak.shape, np.inf, np.float32)
+    codes, scales = np.zeros(groups.shape, np.uint8), np.zeros(peak.shape, np.float32)
+    for shrink in SHRINKS[bits]:
+        scale = round_to_bfloat16(peak * np.float32(2 * shrink) / top)
+        safe = np.where(scale > 0, scale, np.float32(1))
+        trial = np.clip(np.rint(groups / safe[..., None] + top / 2), 0, top).astype(np.uint8)
+        difference = dequantise_midrise(trial, scale, bits) - groups
+        error = np.einsum("...g,...g->...", difference, difference)
+        better = error < best_error
+        best_error, scales = np.where(better, error, best_error), np.where(better, scale, scales)
+        codes[better] = trial[better]
+    return codes.reshape(matrix.shape), round_to_bfloat16(np.ldexp(scales, exponent))
+
+
 @dataclass(frozen=True)
 class Rtn(Quantiser):
     """Round to nearest with clipping; the range of least squared error."""
@@ -118,9 +143,25 @@ class Rtn(Quantiser):
     ) -> Quantised:
         return quantise_groups(matrix, bits, group_size)
 
+    def quantise_midrise(
+        self,
+        matrix: Float,
+        bits: int,
+        group_size: int,
+        statistics: InputStatistics | None = None,  # noqa: ARG002 - data-free
+    ) -> tuple[Codes, Float]:
+        return midrise_groups(matrix, bits, group_size)
+
 
 def dequantise_groups(codes: Codes, scales: Float, zeros: Codes) -> Float:
     """(q - z) s for codes [..., G, g] or [N, K] with scales and zero points [..., G]."""
     grouped = codes.reshape(*scales.shape, -1)
     values = (grouped.astype(np.float32) - zeros[..., None].astype(np.float32)) * scales[..., None]
+    return values.astype(np.float32, copy=False).reshape(codes.shape)
+
+
+def dequantise_midrise(codes: Codes, scales: Float, bits: int) -> Float:
+    """(q - (2^bits - 1) / 2) s for codes [..., G, g] or [N, K] with scales [..., G]."""
+    grouped = codes.reshape(*scales.shape, -1).astype(np.float32)
+    values = (grouped - np.float32((2**bits - 1) / 2)) * scales[..., None]
     return values.astype(np.float32, copy=False).reshape(codes.shape)

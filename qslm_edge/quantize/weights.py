@@ -110,6 +110,14 @@ class WeightStore:
             self._dense_bytes -= 4 * dropped.numel()
         return dense
 
+    def scales(self, name: str, level: Level) -> Tensor:
+        """The float32 scales [N, G] of a packed matrix, on the model's device."""
+        scales = self.packed(name, level).scales
+        if scales is None:
+            raise ValueError(f"{name}: no scales at {level}")
+        device = self.model.tensors[self.modules[name].key].device
+        return torch.from_numpy(scales.astype(np.float32, copy=False)).to(device)
+
     def prepare(self, setting: Setting) -> None:
         """Quantise and dequantise what a setting needs, as far as it fits the cache.
 
@@ -150,9 +158,15 @@ class QuantisedWeights:
 
     def linear(self, module: str, x: Tensor) -> Tensor:
         level = self.levels[module]
-        if level.is_packed and level.accuracy_level and level.group_size:
-            x = round_activations(x, level.group_size)
-        return F.linear(x, self.store.dense(module, level))
+        if not (level.is_packed and level.accuracy_level and level.group_size):
+            return F.linear(x, self.store.dense(module, level))
+        rounded = round_activations(x, level.group_size)
+        y = F.linear(rounded, self.store.dense(module, level))
+        if not level.midrise:
+            return y
+        # the runtime adds half a scale times the block sums of x itself, not of x as rounded
+        rest = (x - rounded).reshape(*x.shape[:-1], -1, level.group_size).sum(-1)
+        return y.add_(F.linear(rest, self.store.scales(module, level)), alpha=0.5)
 
     def vector(self, key: str) -> Tensor:
         return self.store.model.tensors[key].reshape(-1)

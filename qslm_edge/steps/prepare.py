@@ -6,7 +6,7 @@ What cannot work is refused here, before any evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from qslm_edge.items import Items, Split
 from qslm_edge.profiles import Profile, load_profile
 from qslm_edge.progress import Progress
 from qslm_edge.quantize.calibrate import Statistics
-from qslm_edge.quantize.levels import FLOAT16, FLOAT32, Level, parse_level
+from qslm_edge.quantize.levels import FLOAT16, FLOAT32, MIDRISE_BITS, Level, parse_level
 from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.simulated import PAPER_LEVELS
 from qslm_edge.quantize.weights import WeightStore
@@ -198,6 +198,8 @@ def _check_data(recipe: Recipe) -> None:
 def default_levels(profile: Profile, group_size: int | None = None) -> tuple[Level, ...]:
     """Precision levels of a profile: fp16 storage and every packed width that its stock runtime runs.
 
+    Two bits are mid-rise: smaller and nearer than with zero points (docs/recipe.md).
+
     Raises:
         UsageError: a group size that the runtime does not run at some width.
     """
@@ -217,7 +219,8 @@ def default_levels(profile: Profile, group_size: int | None = None) -> tuple[Lev
                 )
             wanted = (group_size,) if group_size else FINE_LEVELS.get(width.bits, (GROUP_SIZE,))
             sizes = [size for size in wanted if size in width.block_sizes] or [min(width.block_sizes)]
-            levels += [Level(width.bits, size, width.accuracy_level or 0) for size in sizes]
+            midrise = width.bits == MIDRISE_BITS
+            levels += [Level(width.bits, size, width.accuracy_level or 0, midrise=midrise) for size in sizes]
     # float32 is the baseline itself: it needs no evaluation unless nothing else is there
     kept = [level for level in levels if level != FLOAT32] or levels
     return check_levels(kept)
@@ -286,7 +289,7 @@ def allowed_level(level: Level, profile: Profile, where: str) -> Level:
                 "float activations at this width fall off the fast path", where=where, allowed="4-bit levels"
             )
         return level
-    return Level(level.bits, level.group_size, width.accuracy_level or 0)
+    return replace(level, accuracy_level=width.accuracy_level or 0)
 
 
 def _paper_levels(recipe: Recipe) -> tuple[Level, ...]:

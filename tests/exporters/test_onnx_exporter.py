@@ -41,7 +41,7 @@ from tests.helpers.tiny import (
 
 onnxruntime = import_onnxruntime()
 Array = NDArray[Any]
-LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64")
+LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64", "2g64m")
 EXACT = ("32", "16", "4g64f")
 """Levels with float activations. With int8 activations another processor may round a code the other way."""
 MIXED = {
@@ -54,12 +54,13 @@ MIXED = {
     "blocks.1.ffn.value": "8g128f",
     "blocks.2.ffn.key": "4g64f",
     "blocks.2.ffn.receptance": "2g64",
+    "blocks.2.ffn.value": "2g128m",
     "head": "8g64",
 }
 ONNX_OPERATORS = {
     *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
     *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),
-    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 """Everything that the graph may use of the standard: each has a CPU kernel since onnxruntime 1.18."""
 
@@ -342,9 +343,8 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 @pytest.mark.parametrize("head", ["lm", "classifier"])
 @pytest.mark.parametrize("embedding", ["dense", "binary"])
 def test_only_known_operators_of_two_domains(embedding: Any, head: Any, tmp_path: Path) -> None:
-    job = make_job(
-        make_model(embedding), "4g64", head, {"blocks.1.att.key": "16", "blocks.1.att.value": "32"}
-    )
+    changes = {"blocks.1.att.key": "16", "blocks.1.att.value": "32", "blocks.1.ffn.value": "2g64m"}
+    job = make_job(make_model(embedding), "4g64", head, changes)
     done = OnnxExporter().export(job, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     assert model.ir_version == 10
@@ -405,7 +405,8 @@ def test_matmul_nbits_attributes_follow_the_setting(dense: SpikeGPT, tmp_path: P
             "block_size": level.group_size,
             "accuracy_level": level.accuracy_level,
         }
-        assert len(node.input) == 4  # explicit zero points, no g_idx, no bias
+        # explicit zero points but for mid-rise levels, no g_idx, no bias
+        assert len(node.input) == (3 if level.midrise else 4)
 
 
 def test_every_node_runs_on_the_cpu_provider_in_its_own_kernel(
@@ -469,7 +470,7 @@ def test_setting_text_goes_into_the_model(dense: SpikeGPT, tmp_path: Path) -> No
     assert (model.producer_name, model.graph.name) == ("qslm-edge", "spikegpt")
 
 
-@pytest.mark.parametrize("level", ["8g64", "4g32", "4g64f", "2g64", "2g32", "mixed"])
+@pytest.mark.parametrize("level", ["8g64", "4g32", "4g64f", "2g64", "2g32", "2g32m", "mixed"])
 def test_float16_scales_change_no_bit_and_take_half_the_bytes(
     level: str, dense: SpikeGPT, tmp_path: Path
 ) -> None:
