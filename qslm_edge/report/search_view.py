@@ -14,8 +14,8 @@ TOP = 10
 """Candidates shown; report.json holds them all."""
 _LEVELS = (
     "A level is a width in bits with its group size: 4g64 is 4 bits with a scale and a zero point for 64 "
-    "columns. f: activations stay float; else they are rounded to int8. 32 and 16 are float storage, 1 is "
-    "the sign table of a binary embedding."
+    "columns; m: mid-rise values, without a zero point. f: activations stay float; else they are rounded to "
+    "int8. 32 and 16 are float storage, 1 is the sign table of a binary embedding."
 )
 _CANDIDATES = (
     "The metric is that of the whole search set, predicted where an evaluation stopped early because its "
