@@ -46,6 +46,7 @@ KEYS = {
     *(
         "constraints",
         "setting",
+        "quantiser",
         "weights",
         "search",
         "export",
