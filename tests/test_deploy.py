@@ -47,6 +47,7 @@ KEYS = {
     *(
         "constraints",
         "setting",
+        "quantiser",
         "weights",
         "search",
         "export",

@@ -80,7 +80,7 @@ def test_arrays_are_read_only_copies() -> None:
         ({"tokens": np.full(10, 50)}, "token ids out of range; found 50 to 50; allowed: 0 to 49"),
         ({"tokens": np.full(10, -1)}, "token ids out of range"),
         ({"targets": np.full(10, 50)}, "target ids out of range"),
-        ({"split": "train"}, "split unknown"),
+        ({"split": "holdout"}, "split unknown"),
         ({"n_words": 0}, "n_words must be a positive"),
     ],
 )

@@ -2,7 +2,8 @@
 
 A level is a width with what belongs to it: 32 and 16 bits are float storage (computed in float32), 8, 4 and 2 bits are
 packed affine codes in groups along the columns, 1 bit is the sign table of a binary embedding. Text form: `32`, `16`,
-`8g64`, `4g128`; with float activations at a packed width, `4g64f`; simulated per-tensor levels `q6`.
+`8g64`, `4g128`; with float activations at a packed width, `4g64f`; with mid-rise values, `2g64m`; simulated per-tensor
+levels `q6`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qslm_edge.errors import UsageError
 __all__ = ["FLOAT16", "FLOAT32", "SIGN", "Level", "Setting", "parse_level"]
 
 PACKED_BITS = (8, 4, 2)
+MIDRISE_BITS = 2
 GROUP_SIZES = (32, 64, 128)
 
 
@@ -28,6 +30,8 @@ class Level:
         group_size: columns that share a scale and a zero point; None for float and sign levels.
         accuracy_level: as ONNX Runtime's MatMulNBits: 4 = activations rounded to int8 per row and group, 0 = float
             activations. Has no meaning for the embedding.
+        midrise: the values of a group lie symmetrically about zero, s {-1.5, -0.5, 0.5, 1.5}, without a zero point.
+            For 2 bits, where a value spent on zero is a quarter of all.
         simulated: per-tensor simulated quantisation of any width (the paper's scheme): never exported.
     """
 
@@ -35,6 +39,7 @@ class Level:
     group_size: int | None = None
     accuracy_level: int = 0
     simulated: bool = False
+    midrise: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -49,11 +54,12 @@ class Level:
             return f"q{self.bits}"
         if not self.is_packed:
             return str(self.bits)
-        return f"{self.bits}g{self.group_size}" + ("f" if self.accuracy_level == 0 else "")
+        ends = ("m" if self.midrise else "") + ("f" if self.accuracy_level == 0 else "")
+        return f"{self.bits}g{self.group_size}{ends}"
 
 
 FLOAT32, FLOAT16, SIGN = Level(32), Level(16), Level(1)
-_PATTERN = re.compile(r"(32|16|8|4|2|1)(?:g(32|64|128)(f?))?")
+_PATTERN = re.compile(r"(32|16|8|4|2|1)(?:g(32|64|128)(m?)(f?))?")
 
 
 def parse_level(text: str) -> Level:
@@ -65,15 +71,19 @@ def parse_level(text: str) -> Level:
     if simulated := re.fullmatch(r"q([2-9]|1[0-6])", text.strip()):
         return Level(int(simulated[1]), simulated=True)
     match = _PATTERN.fullmatch(text.strip())
-    if match is None or (match[2] is None) == (int(match[1]) in PACKED_BITS):
+    if (
+        match is None
+        or (match[2] is None) == (int(match[1]) in PACKED_BITS)
+        or (match[3] and int(match[1]) != MIDRISE_BITS)
+    ):
         raise UsageError(
             "not a precision level",
             found=repr(text),
-            allowed="32, 16, <8|4|2>g<32|64|128>, e.g. 4g64, or simulated q16 to q2",
+            allowed="32, 16, <8|4|2>g<32|64|128>, e.g. 4g64, mid-rise 2g64m, or simulated q16 to q2",
         )
     if match[2] is None:
         return Level(int(match[1]))
-    return Level(int(match[1]), int(match[2]), 0 if match[3] else 4)
+    return Level(int(match[1]), int(match[2]), 0 if match[4] else 4, midrise=bool(match[3]))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ threshold units amplify what would otherwise look small.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qslm_edge.allocator import lasting
+from qslm_edge.quantize.base import Quantiser
+from qslm_edge.quantize.calibrate import Statistics
 from qslm_edge.quantize.levels import SIGN, Level, Setting
 from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
+from qslm_edge.quantize.rtn import Rtn
 from qslm_edge.quantize.simulated import simulate_per_tensor
 from qslm_edge.spikegpt.hierarchy import Hierarchy, Module
 from qslm_edge.spikegpt.model import SpikeGPT
 
-__all__ = ["QUANTISER", "QuantisedWeights", "WeightStore", "round_activations"]
+__all__ = ["QuantisedWeights", "WeightStore", "round_activations"]
 
-QUANTISER = "rtn-mse/1"
-"""Name and version of the quantiser; part of every fingerprint."""
 SMALLEST_PEAK = 128 / torch.finfo(torch.float32).max
 
 
@@ -47,14 +50,30 @@ class WeightStore:
         model: the float model.
         hierarchy: its blocks and modules with the head in use.
         cache_bytes: limit for dequantised tensors kept in memory.
+        quantiser: chooses the codes of packed levels.
+        statistics: gives the input statistics of the linear modules; asked for once, when a quantiser needs them.
     """
 
-    def __init__(self, model: SpikeGPT, hierarchy: Hierarchy, cache_bytes: int = 512 * 2**20) -> None:
+    def __init__(
+        self,
+        model: SpikeGPT,
+        hierarchy: Hierarchy,
+        cache_bytes: int = 512 * 2**20,
+        *,
+        quantiser: Quantiser | None = None,
+        statistics: Callable[[], Statistics] = dict,
+    ) -> None:
         self.model, self.hierarchy = model, hierarchy
+        self.quantiser = quantiser or Rtn()
+        self._measure = statistics
         self.modules: dict[str, Module] = {module.name: module for module in hierarchy.modules}
         self._packed: dict[tuple[str, Level], PackedMatrix] = {}
         self._dense: OrderedDict[tuple[str, Level], Tensor] = OrderedDict()
         self._dense_bytes, self._cache_bytes = 0, cache_bytes
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return self._measure() if self.quantiser.needs_statistics else {}
 
     def packed(self, name: str, level: Level) -> PackedMatrix:
         """The stored form of a matrix. Packed and sign forms are kept, float forms are made anew."""
@@ -62,7 +81,8 @@ class WeightStore:
         if found is None:
             module = self.modules[name]
             weights = self.model.tensors[module.key].detach().cpu().numpy()
-            found = pack_matrix(module, weights, level)
+            moments = self._statistics.get(name) if level.is_packed else None
+            found = pack_matrix(module, weights, level, self.quantiser, moments)
             if not level.is_float:
                 found = found.lasting()
                 self._packed[name, level] = found
@@ -89,6 +109,14 @@ class WeightStore:
             _, dropped = self._dense.popitem(last=False)
             self._dense_bytes -= 4 * dropped.numel()
         return dense
+
+    def scales(self, name: str, level: Level) -> Tensor:
+        """The float32 scales [N, G] of a packed matrix, on the model's device."""
+        scales = self.packed(name, level).scales
+        if scales is None:
+            raise ValueError(f"{name}: no scales at {level}")
+        device = self.model.tensors[self.modules[name].key].device
+        return torch.from_numpy(scales.astype(np.float32, copy=False)).to(device)
 
     def prepare(self, setting: Setting) -> None:
         """Quantise and dequantise what a setting needs, as far as it fits the cache.
@@ -130,9 +158,15 @@ class QuantisedWeights:
 
     def linear(self, module: str, x: Tensor) -> Tensor:
         level = self.levels[module]
-        if level.is_packed and level.accuracy_level and level.group_size:
-            x = round_activations(x, level.group_size)
-        return F.linear(x, self.store.dense(module, level))
+        if not (level.is_packed and level.accuracy_level and level.group_size):
+            return F.linear(x, self.store.dense(module, level))
+        rounded = round_activations(x, level.group_size)
+        y = F.linear(rounded, self.store.dense(module, level))
+        if not level.midrise:
+            return y
+        # the runtime adds half a scale times the block sums of x itself, not of x as rounded
+        rest = (x - rounded).reshape(*x.shape[:-1], -1, level.group_size).sum(-1)
+        return y.add_(F.linear(rest, self.store.scales(module, level)), alpha=0.5)
 
     def vector(self, key: str) -> Tensor:
         return self.store.model.tensors[key].reshape(-1)

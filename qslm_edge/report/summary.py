@@ -28,6 +28,7 @@ __all__ = [
     "MEASURED_HERE",
     "ROW_KEYS",
     "condition_lines",
+    "quantiser_line",
     "summary_rows",
     "title_line",
     "verdict_words",
@@ -72,6 +73,16 @@ def condition_lines(report: dict[str, Any]) -> list[str]:
     lines = [clean(f"{FLAGGED}: {flag}") for flag in conditions["flags"]]
     absent = conditions.get("not_read")
     return [*lines, clean(f"Conditions {absent}")] if absent else lines
+
+
+def quantiser_line(report: dict[str, Any]) -> str:
+    """How weights were quantised, on what it was calibrated, and why so; empty where a report does not say."""
+    found = report.get("quantiser")
+    if found is None:
+        return ""
+    data = found["calibration"]
+    on = "" if data is None else f", calibrated on {data['source']}, {data['n_tokens']} tokens"
+    return clean(f"Quantiser: {found['name']}{on} ({found['why']})")
 
 
 def where_line(report: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from qslm_edge.report.figures import UNAVAILABLE, clean
 from qslm_edge.report.summary import (
     MEASURED_HERE,
     condition_lines,
+    quantiser_line,
     title_line,
     verdict_words,
     where_line,
@@ -132,6 +133,8 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
         for check in verification["checks"]
         if check["verdict"] != "pass"
     ]
+    if quantiser := quantiser_line(report):
+        lines.append(quantiser)
     placement = verification["placement"]
     lines.append(f"Provider: {placement['provider']} ({placement['note']})")
     return [*(clean(line) for line in lines), *condition_lines(report)]

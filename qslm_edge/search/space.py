@@ -7,7 +7,7 @@ size divides), and a binary embedding is its signs at every level, which loses n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qslm_edge.errors import UsageError
 from qslm_edge.quantize.levels import FLOAT32, GROUP_SIZES, SIGN, Level, Setting
@@ -33,7 +33,8 @@ def _cost(level: Level) -> float:
     """Bits per weight with scales and zero points."""
     if not level.is_packed:
         return float(level.bits)
-    return level.bits + (32 + level.bits) / (level.group_size or 1)
+    zero = 0 if level.midrise else level.bits
+    return level.bits + (16 + zero) / (level.group_size or 1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class LevelMap:
         group = max(usable)
         # activations of an embedding do not exist: rows are looked up, not multiplied
         accuracy = 0 if module.kind == "embedding" else wanted.accuracy_level
-        return Level(wanted.bits, group, accuracy)
+        return replace(wanted, group_size=group, accuracy_level=accuracy)
 
     def setting(self, hierarchy: Hierarchy, wanted: Level) -> Setting:
         """Every module at one level."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def _module_level(module: Module, text: Any, plan: Plan, space: LevelMap, where:
         return SIGN
     # an embedding is looked up: its level is written with the suffix f whatever the runtime computes with
     is_table = module.kind == "embedding" and wanted.is_packed
-    asked = Level(wanted.bits, wanted.group_size, 4) if is_table else wanted
+    asked = replace(wanted, accuracy_level=4) if is_table else wanted
     level = space.level(module, allowed_level(asked, plan.profile, where))
     if (level.bits, level.group_size) != (wanted.bits, wanted.group_size):
         raise UsageError(

@@ -196,7 +196,7 @@ def test_the_doctor_needs_numpy_and_onnxruntime_alone(
     assert status["memory", "read-out"] == "ok"
     assert "Traceback" not in done.stderr
     seen = [line.split("|") for line in (tmp_path / "seen").read_text("utf-8").splitlines()]
-    assert sorted(line[0] for line in seen) == ["['_golden']", "['_memory']", "['_probe']", "['doctor']"]
+    assert sorted(line[0] for line in seen) == ["['_allocation']", "['_golden']", "['_probe']", "['doctor']"]
     for _, _, third in seen:  # cython_runtime is part of numpy.random
         assert set(third.split(",")) - ALLOWED <= {"qslm_edge", "sitecustomize", "cython_runtime"}
 

@@ -55,8 +55,8 @@ def test_bytes_of_a_level_are_those_of_its_codes_scales_and_zero_points(
         assert level["reduction"] == pytest.approx(1 - level["weight_bytes"] / found["float32_bytes"])
         assert level["fits"] is None
     key = next(m for b in found["blocks"] for m in b["modules"] if m["name"] == "blocks.0.att.key")
-    # 64 x 64 codes of half a byte; two groups a row, each a float32 scale and half a byte of zero point
-    assert key["bytes"]["4g32"] == 64 * 64 // 2 + 64 * (2 * 4 + 1)
+    # 64 x 64 codes of half a byte; two groups a row, each a float16 scale and half a byte of zero point
+    assert key["bytes"]["4g32"] == 64 * 64 // 2 + 64 * (2 * 2 + 1)
 
 
 def test_a_profile_brings_its_levels_and_its_budget(run: Invoke, tiny_model: Path) -> None:

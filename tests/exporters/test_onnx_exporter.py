@@ -20,8 +20,11 @@ from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters import ExportJob, get_exporter
 from qslm_edge.exporters.onnx_exporter import OnnxExporter
 from qslm_edge.exporters.onnx_graph import ALIGNMENT, WeightFile
+from qslm_edge.exporters.parity import check_parity
 from qslm_edge.quantize.accounting import weight_bytes
 from qslm_edge.quantize.levels import SIGN, Setting, parse_level
+from qslm_edge.quantize.scales import with_scale_bits
+from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.runner.session import import_onnxruntime
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.spikegpt.model import initial_state
@@ -38,7 +41,7 @@ from tests.helpers.tiny import (
 
 onnxruntime = import_onnxruntime()
 Array = NDArray[Any]
-LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64")
+LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64", "2g64m")
 EXACT = ("32", "16", "4g64f")
 """Levels with float activations. With int8 activations another processor may round a code the other way."""
 MIXED = {
@@ -51,12 +54,13 @@ MIXED = {
     "blocks.1.ffn.value": "8g128f",
     "blocks.2.ffn.key": "4g64f",
     "blocks.2.ffn.receptance": "2g64",
+    "blocks.2.ffn.value": "2g128m",
     "head": "8g64",
 }
 ONNX_OPERATORS = {
     *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
     *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),
-    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 """Everything that the graph may use of the standard: each has a CPU kernel since onnxruntime 1.18."""
 
@@ -339,9 +343,8 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 @pytest.mark.parametrize("head", ["lm", "classifier"])
 @pytest.mark.parametrize("embedding", ["dense", "binary"])
 def test_only_known_operators_of_two_domains(embedding: Any, head: Any, tmp_path: Path) -> None:
-    job = make_job(
-        make_model(embedding), "4g64", head, {"blocks.1.att.key": "16", "blocks.1.att.value": "32"}
-    )
+    changes = {"blocks.1.att.key": "16", "blocks.1.att.value": "32", "blocks.1.ffn.value": "2g64m"}
+    job = make_job(make_model(embedding), "4g64", head, changes)
     done = OnnxExporter().export(job, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     assert model.ir_version == 10
@@ -402,7 +405,8 @@ def test_matmul_nbits_attributes_follow_the_setting(dense: SpikeGPT, tmp_path: P
             "block_size": level.group_size,
             "accuracy_level": level.accuracy_level,
         }
-        assert len(node.input) == 4  # explicit zero points, no g_idx, no bias
+        # explicit zero points but for mid-rise levels, no g_idx, no bias
+        assert len(node.input) == (3 if level.midrise else 4)
 
 
 def test_every_node_runs_on_the_cpu_provider_in_its_own_kernel(
@@ -464,3 +468,32 @@ def test_setting_text_goes_into_the_model(dense: SpikeGPT, tmp_path: Path) -> No
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     assert {item.key: item.value for item in model.metadata_props} == {"setting": "16"}
     assert (model.producer_name, model.graph.name) == ("qslm-edge", "spikegpt")
+
+
+@pytest.mark.parametrize("level", ["8g64", "4g32", "4g64f", "2g64", "2g32", "2g32m", "mixed"])
+def test_float16_scales_change_no_bit_and_take_half_the_bytes(
+    level: str, dense: SpikeGPT, tmp_path: Path
+) -> None:
+    wide = make_job(dense, "4g64", changes=MIXED) if level == "mixed" else make_job(dense, level)
+    hierarchy = with_scale_bits(wide.store.hierarchy, lambda module: dense.tensors[module.key].numpy())
+    assert {module.scale_bits for module in hierarchy.modules} == {16}
+    narrow = ExportJob(WeightStore(dense, hierarchy), wide.setting)
+    outputs, sizes = [], []
+    for job, name in ((wide, "wide"), (narrow, "narrow")):
+        (tmp_path / name).mkdir()
+        done = OnnxExporter().export(job, tmp_path / name)
+        assert done.weight_bytes == weight_bytes(job.store.hierarchy, job.setting)
+        outputs.append(run_lm(open_session(tmp_path / name), job, random_tokens(9, 2)))
+        sizes.append(done.weight_bytes)
+    for one, other in zip(*outputs, strict=True):
+        assert one.tobytes() == other.tobytes()
+    groups = sum(
+        m.n_params // (wide.setting[m.name].group_size or 1)
+        for m in hierarchy.modules
+        if wide.setting[m.name].is_packed
+    )
+    assert sizes[0] - sizes[1] == 2 * groups
+    parity = check_parity(
+        narrow, OnnxExporter().export_tapped(narrow, tmp_path / "narrow"), random_tokens(9, 2)
+    )
+    assert parity.fault is None

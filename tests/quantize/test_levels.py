@@ -23,9 +23,10 @@ LEVELS = [
     FLOAT16,
     SIGN,
     *(Level(bits, group, level) for bits in PACKED_BITS for group in GROUP_SIZES for level in (0, 4)),
+    *(Level(2, group, level, midrise=True) for group in GROUP_SIZES for level in (0, 4)),
     *(Level(bits, simulated=True) for bits in range(2, 17)),
 ]
-ALPHABET = "0123456789gfq ."
+ALPHABET = "0123456789gfmq ."
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=str)
@@ -40,6 +41,7 @@ def test_texts_are_distinct() -> None:
 def test_texts_by_example() -> None:
     assert parse_level("4g64") == Level(4, 64, 4)
     assert parse_level("4g64f") == Level(4, 64, 0)
+    assert parse_level("2g64m") == Level(2, 64, 4, midrise=True)
     assert parse_level(" 16 ") == FLOAT16
     assert parse_level("q6") == Level(6, simulated=True)
 
@@ -57,7 +59,7 @@ def test_any_text_is_a_level_or_a_usage_error(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "8", "4", "2", "3g64", "4g16", "4g256", "32g64", "16f", "1g32", "4g64F", "4 g64", "q1", "q17", "q08",
-     "q0", "q", "64", "-4g64", "4g64ff", "fp16"],
+     "q0", "q", "64", "-4g64", "4g64ff", "fp16", "4g64m", "8g32m", "2m", "2g64fm", "2g64mm"],
 )  # fmt: skip
 def test_near_misses(text: str) -> None:
     with pytest.raises(UsageError, match="4g64"):

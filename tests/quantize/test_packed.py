@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,12 +13,18 @@ from qslm_edge.quantize.accounting import matrix_bytes
 from qslm_edge.quantize.levels import FLOAT16, FLOAT32, GROUP_SIZES, SIGN, Level, parse_level
 from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
 from qslm_edge.quantize.packing import unpack_blocked, unpack_planar
-from qslm_edge.quantize.rtn import dequantise_groups, quantise_groups
+from qslm_edge.quantize.rtn import (
+    dequantise_groups,
+    dequantise_midrise,
+    midrise_groups,
+    quantise_groups,
+)
 from qslm_edge.spikegpt import Module
 
 LINEAR = Module("blocks.0.att.key", 1, "linear", 10, 384)
 EMBEDDING = Module("emb", 0, "embedding", 10, 384)
 PACKED = [Level(bits, group, 4) for bits in (8, 4, 2) for group in GROUP_SIZES]
+MIDRISE = [Level(2, group, 4, midrise=True) for group in GROUP_SIZES]
 ODD = Module("head", 2, "linear", 7, 5 * 32)
 
 
@@ -24,7 +32,7 @@ def weights(module: Module = LINEAR) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((module.rows, module.columns)).astype(np.float32)
 
 
-@pytest.mark.parametrize("level", [FLOAT32, FLOAT16, SIGN, *PACKED, Level(4, 64, 0)], ids=str)
+@pytest.mark.parametrize("level", [FLOAT32, FLOAT16, SIGN, *PACKED, *MIDRISE, Level(4, 64, 0)], ids=str)
 @pytest.mark.parametrize("module", [LINEAR, EMBEDDING], ids=lambda m: m.kind)
 def test_accounted_bytes_are_stored_bytes(module: Module, level: Level) -> None:
     assert matrix_bytes(module, level) == pack_matrix(module, weights(), level).nbytes
@@ -61,11 +69,20 @@ def test_packing_keeps_what_the_quantiser_chose(module: Module, level: Level) ->
     if module.kind == "linear":
         assert data.shape == (10, 384 // group, group * level.bits // 8)
         np.testing.assert_array_equal(unpack_blocked(data, level.bits, group).reshape(codes.shape), codes)
-        np.testing.assert_array_equal(unpack_blocked(stored.zeros, level.bits, 384 // group), zeros)
     else:
         assert data.shape == (10, 384 * level.bits // 8)
         np.testing.assert_array_equal(unpack_planar(data, level.bits), codes)
-        np.testing.assert_array_equal(stored.zeros, zeros)
+    np.testing.assert_array_equal(unpack_blocked(stored.zeros, level.bits, 384 // group), zeros)
+
+
+@pytest.mark.parametrize("level", MIDRISE, ids=str)
+@pytest.mark.parametrize("module", [LINEAR, EMBEDDING], ids=lambda m: m.kind)
+def test_mid_rise_has_no_zero_points(module: Module, level: Level) -> None:
+    codes, scales = midrise_groups(weights(), 2, level.group_size or 0)
+    stored = pack_matrix(module, weights(), level)
+    assert stored.zeros is None
+    np.testing.assert_array_equal(stored.dequantise(), dequantise_midrise(codes, scales, 2))
+    assert stored.nbytes < pack_matrix(module, weights(), replace(level, midrise=False)).nbytes
 
 
 def test_more_bits_and_smaller_groups_are_nearer() -> None:

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qslm_edge.quantize.rtn import SHRINKS, dequantise_groups, quantise_groups
+from qslm_edge.quantize.rtn import (
+    SHRINKS,
+    dequantise_groups,
+    dequantise_midrise,
+    midrise_groups,
+    quantise_groups,
+)
 
 Float = NDArray[np.float32]
 WIDTHS = (8, 4, 2)
@@ -219,3 +225,30 @@ def test_groups_and_rows_are_independent_and_memory_order_is_none_of_our_busines
 def test_a_group_size_that_does_not_divide_is_refused(columns: int, group: int) -> None:
     with pytest.raises(ValueError, match=f"group size {group} does not divide {columns} columns"):
         quantise_groups(np.zeros((1, columns), np.float32), 4, group)
+
+
+@settings(max_examples=40)
+@given(matrix=matrices())
+def test_mid_rise_values_are_the_nearest_on_the_best_range(matrix: Float) -> None:
+    """Against every range in plain Python; the values lie at s {-1.5, -0.5, 0.5, 1.5}."""
+    codes, scales = midrise_groups(matrix, 2, 16)
+    restored = dequantise_midrise(codes, scales, 2)
+    for row, values in zip(matrix.astype(np.float64), restored.astype(np.float64), strict=True):
+        peak = abs(row).max()
+        best = math.inf
+        for shrink in SHRINKS[2]:
+            step = bfloat16(peak * 2 * shrink / 3)
+            best = min(best, sum(min((w - step * v) ** 2 for v in (-1.5, -0.5, 0.5, 1.5)) for w in row))
+        assert ((row - values) ** 2).sum() <= best * (1 + 1e-4) + 1e-30
+    steps = np.repeat(scales, 16, axis=1)
+    assert set(np.unique(np.abs(restored[steps > 0] / steps[steps > 0]))) <= {0.5, 1.5}
+
+
+def test_mid_rise_keeps_a_group_of_zeros_and_refuses_what_does_not_divide() -> None:
+    matrix = np.zeros((2, 32), np.float32)
+    matrix[1, 20] = -3
+    restored = dequantise_midrise(*midrise_groups(matrix, 2, 16), 2)
+    assert not restored[0].any()
+    assert not restored[1, :16].any()
+    with pytest.raises(ValueError, match="does not divide"):
+        midrise_groups(matrix, 2, 24)

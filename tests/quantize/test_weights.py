@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from qslm_edge.quantize import weights as module
 from qslm_edge.quantize.levels import FLOAT16, FLOAT32, SIGN, Level, Setting, parse_level
 from qslm_edge.quantize.packed import pack_matrix
+from qslm_edge.quantize.rtn import midrise_groups
 from qslm_edge.quantize.weights import QuantisedWeights, WeightStore, round_activations
 from qslm_edge.spikegpt import Hierarchy, SpikeGPT, build_hierarchy, load_checkpoint
 
@@ -97,6 +98,22 @@ def test_products_use_dequantised_weights_and_rounded_activations(store: WeightS
     inputs = round_activations(x, level.group_size or 0) if level.accuracy_level == 4 else x
     assert torch.equal(found, F.linear(inputs, torch.from_numpy(matrix)))
     assert not torch.equal(found, F.linear(x, store.model.tensors[f"{KEY}.weight"]))
+
+
+def test_mid_rise_products_are_those_of_the_runtime(store: WeightStore) -> None:
+    """Codes minus 2 with rounded activations, and half a scale times the block sums of activations as they are."""
+    level = parse_level("2g32m")
+    x = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(1))
+    found = QuantisedWeights(store, uniform(store, "2g32m")).linear(KEY, x)
+    codes, scales = midrise_groups(store.model.tensors[f"{KEY}.weight"].numpy(), 2, 32)
+    steps = torch.from_numpy(scales)
+    low = torch.from_numpy((codes.reshape(64, 2, 32).astype(np.float32) - 2) * scales[..., None]).flatten(1)
+    sums = x.reshape(3, 2, 2, 32).sum(-1)
+    expected = F.linear(round_activations(x, 32), low) + F.linear(sums, steps) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(store.scales(KEY, level), steps)
+    with pytest.raises(ValueError, match="no scales at 32"):
+        store.scales(KEY, FLOAT32)
 
 
 def test_eight_bits_cost_little_and_two_bits_much(store: WeightStore) -> None:
