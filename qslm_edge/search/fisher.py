@@ -10,7 +10,7 @@ and what that does to the loss of a text is many times its mean (docs/architectu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -55,12 +55,15 @@ def first_tokens(items: Items, n_items: int, n_tokens: int) -> Items:
     return Items(part.task, part.split, part.tokens[pick], offsets, targets=part.targets[pick])
 
 
-def fisher_divergence(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Scores]:
+def fisher_divergence(
+    evaluator: Evaluator, cells: Sequence[Cell], on_done: Callable[[float], None] | None = None
+) -> list[Scores]:
     """Predicted divergence of each (matrix, level) from the float model.
 
     Args:
         evaluator: holds model and items; its cost grows by the tokens of the gradient pass.
         cells: what to predict.
+        on_done: told the share of the work that each batch was.
 
     Returns:
         For each cell the predicted nats of every item as its loss, over `count` predictions.
@@ -79,6 +82,8 @@ def fisher_divergence(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Score
             recorder.clear_gradients()
             output.backward(retain_graph=number + 1 < len(outputs))  # type: ignore[no-untyped-call]
             nats[:, batch.index] += _divergences(recorder, cells, evaluator)
+        if on_done is not None:
+            on_done(len(batch.index) / items.n_items)
     evaluator.cost.evaluations += 1
     count = items.lengths if evaluator.kind == "language_model" else np.ones(items.n_items, np.int64)
     none = np.zeros(items.n_items, np.int64)

@@ -24,7 +24,7 @@ from qslm_edge.search.space import LevelMap
 
 __all__ = ["Predict", "Prediction", "block_sensitivity", "predict_modules"]
 
-Predict = Callable[[Evaluator, Sequence[Cell]], list[Scores]]
+Predict = Callable[[Evaluator, Sequence[Cell], Callable[[float], None] | None], list[Scores]]
 PURPOSE = "fisher"
 
 
@@ -60,6 +60,7 @@ def predict_modules(
     space: LevelMap,
     journal: Journal,
     predict: Predict = fisher_divergence,
+    on_done: Callable[[float], None] | None = None,
 ) -> list[Prediction]:
     """Predict every matrix at every level that it can take; what the journal holds is not computed again.
 
@@ -69,6 +70,7 @@ def predict_modules(
         space: which level a module really takes.
         journal: where cells are kept.
         predict: gives the scores of cells.
+        on_done: told the share of the work done.
 
     Returns:
         Cells in hierarchy order, each module's in the order of levels, no level twice.
@@ -81,7 +83,7 @@ def predict_modules(
     lossy = [cell for cell in wanted if not evaluator.store.is_lossless(cell[0].name, cell[1])]
     known = {cell: journal.get(PURPOSE, _key(cell)) for cell in lossy}
     missing = [cell for cell in lossy if known[cell] is None]
-    for cell, scores in zip(missing, predict(evaluator, missing) if missing else (), strict=True):
+    for cell, scores in zip(missing, predict(evaluator, missing, on_done) if missing else (), strict=True):
         journal.put(PURPOSE, _key(cell), {cell[0].name: str(cell[1])}, scores)
         known[cell] = scores
     return [_prediction(cell, known.get(cell)) for cell in wanted]

@@ -182,9 +182,10 @@ class _Search:
         """Budgeted and Pareto search: both walk the line of settings that the knapsack leaves."""
         evaluator, levels = self.evaluator, self.options.levels
         self.stage("predicted cost of every matrix", 1.0)
-        self.predictions = predict_modules(evaluator, levels, self.space, self.journal, self.predict)
+        self.predictions = predict_modules(
+            evaluator, levels, self.space, self.journal, self.predict, self.advance
+        )
         self.sensitivity = block_sensitivity(self.predictions, evaluator, levels, self.space, self.base)
-        self.advance(1.0)
         whole = self.options.method == "pareto"
         # a front is to serve every budget of weights
         limits = replace(self.constraints, weights_budget_bytes=None) if whole else self.constraints

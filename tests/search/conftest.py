@@ -181,7 +181,7 @@ def landscape() -> type[Landscape]:
     return Landscape
 
 
-def drawn_costs(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Scores]:
+def drawn_costs(evaluator: Evaluator, cells: Sequence[Cell], on_done: object = None) -> list[Scores]:
     """What a landscape really charges for each matrix, in the place of a prediction."""
     assert isinstance(evaluator, Landscape)
     n = 4
@@ -195,6 +195,6 @@ def drawn_costs(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Scores]:
 
 
 @pytest.fixture(scope="session")
-def true_costs() -> Callable[[Evaluator, Sequence[Cell]], list[Scores]]:
+def true_costs() -> Callable[[Evaluator, Sequence[Cell], object], list[Scores]]:
     """A prediction that is right, for landscapes."""
     return drawn_costs

@@ -122,7 +122,7 @@ def check_limits(evaluator: Any, result: SearchResult, limit: float, budget: int
     np.testing.assert_array_equal(result.chosen_scores.loss, truth.loss)
 
 
-@settings(max_examples=20, suppress_health_check=SHARED)
+@settings(max_examples=15, suppress_health_check=SHARED)
 @given(
     seed=st.integers(0, 10**6),
     limit=st.sampled_from([0.3, 1.0, 3.0]),
@@ -157,7 +157,7 @@ def test_no_limit_is_ever_violated(
     check_limits(evaluator, result, limit, budget)
 
 
-@settings(max_examples=15, suppress_health_check=SHARED)
+@settings(max_examples=10, suppress_health_check=SHARED)
 @given(
     seed=st.integers(0, 10**6),
     limit=st.sampled_from([0.2, 0.5, 1.0, 3.0]),
@@ -202,8 +202,8 @@ def test_a_prediction_that_is_wrong_by_a_factor_costs_evaluations_only(
     true_costs: Predict,
     factor: float,
 ) -> None:
-    def wrong(evaluator: Any, cells: Any) -> Any:
-        found = true_costs(evaluator, cells)
+    def wrong(evaluator: Any, cells: Any, on_done: Any) -> Any:
+        found = true_costs(evaluator, cells, on_done)
         for scores in found:
             scores.loss[:] *= factor
         return found
@@ -220,8 +220,8 @@ def test_a_prediction_that_is_wrong_by_a_factor_costs_evaluations_only(
 def test_a_prediction_that_knows_nothing_still_ends_within_the_limit(
     search: Search, landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, true_costs: Predict
 ) -> None:
-    def flat(evaluator: Any, cells: Any) -> Any:
-        found = true_costs(evaluator, cells)
+    def flat(evaluator: Any, cells: Any, on_done: Any) -> Any:
+        found = true_costs(evaluator, cells, on_done)
         for scores in found:
             scores.loss[:] = 0.0
         return found
@@ -299,9 +299,13 @@ def test_methods_share_the_evaluations_of_a_directory(
 # Fronts.
 
 
-@settings(max_examples=20, suppress_health_check=SHARED)
+@settings(max_examples=8, suppress_health_check=SHARED)
 @given(
-    seed=st.integers(0, 10**6), classify=st.booleans(), share=st.floats(0.4, 1.2), limit=st.floats(0.1, 8.0)
+    mu=st.sampled_from([None, 3.0]),
+    seed=st.integers(0, 10**6),
+    classify=st.booleans(),
+    share=st.floats(0.4, 1.2),
+    limit=st.floats(0.1, 8.0),
 )
 def test_a_front_is_monotone_and_answers_as_a_fresh_search(
     search: Search,
@@ -310,6 +314,7 @@ def test_a_front_is_monotone_and_answers_as_a_fresh_search(
     class_store: WeightStore,
     windows: Items,
     sentences: Items,
+    mu: float | None,
     seed: int,
     classify: bool,
     share: float,
@@ -321,15 +326,14 @@ def test_a_front_is_monotone_and_answers_as_a_fresh_search(
     assert all(a.weight_bytes < b.weight_bytes for a, b in pairwise(front))
     assert all(a.upper > b.upper for a, b in pairwise(front))
     budget = int(share * uniform_bytes(store, "4g64"))
-    for mu in (None, 3.0):
-        try:
-            fresh = search(landscape(store, items, seed=seed), limit, "pareto", weights=budget, mu=mu)
-        except InfeasibleError:
-            with pytest.raises(InfeasibleError):
-                choose(front, kind, float_bytes, max_degradation=limit, weights_budget_bytes=budget, mu=mu)
-            continue
-        found = choose(front, kind, float_bytes, max_degradation=limit, weights_budget_bytes=budget, mu=mu)
-        assert found == FrontPoint.of(fresh.chosen)
+    question: dict[str, Any] = {"max_degradation": limit, "weights_budget_bytes": budget, "mu": mu}
+    try:
+        fresh = search(landscape(store, items, seed=seed), limit, "pareto", weights=budget, mu=mu)
+    except InfeasibleError:
+        with pytest.raises(InfeasibleError):
+            choose(front, kind, float_bytes, **question)
+        return
+    assert choose(front, kind, float_bytes, **question) == FrontPoint.of(fresh.chosen)
 
 
 def point(size: int, upper: float) -> FrontPoint:

@@ -94,7 +94,9 @@ def test_the_head_is_predicted_to_second_order(evaluator: Evaluator) -> None:
 
 def test_narrower_levels_are_predicted_to_cost_more_and_again_the_same(evaluator: Evaluator) -> None:
     cells = cells_of(evaluator, LEVELS[1:])
-    first, again = fisher_divergence(evaluator, cells), fisher_divergence(evaluator, cells)
+    shares: list[float] = []
+    first, again = fisher_divergence(evaluator, cells, shares.append), fisher_divergence(evaluator, cells)
+    assert sum(shares) == pytest.approx(1.0)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.loss, other.loss)
     totals = np.array([scores.loss.sum() for scores in first]).reshape(-1, 3)
@@ -149,7 +151,7 @@ def test_cells_come_from_the_journal_and_lossless_ones_from_nowhere(
     space = LevelMap(model.config)
     asked: list[int] = []
 
-    def counted(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Scores]:
+    def counted(evaluator: Evaluator, cells: Sequence[Cell], on_done: object) -> list[Scores]:
         asked.append(len(cells))
         return fisher_divergence(evaluator, cells)
 
