@@ -29,7 +29,7 @@ TOLERANCE = 0.0005
 MAX_STEPS = 10
 UNDERRATED = 1.5
 """What a language model really loses against its prediction, until the first evaluation says better; on the reference
-model 1.1 to 1.4 at 4 bits and 1.6 at 2 bits, and a bound lies above it: the slope of a spike stands for what the spikes after it do."""
+model 1.1 to 1.4 times as much at 4 bits and 1.6 times at 2, and the bound lies above that."""
 POINTS_A_NAT = 30.0
 """Points of accuracy that a predicted nat costs, until the first evaluation says better."""
 SAFER = 0.95

@@ -26,6 +26,7 @@ from qslm_edge.search.gradients import differentiable_lif, differentiable_wkv
 from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.spikegpt.model import SpikeGPT, block_forward, embed_tokens, final_norm, initial_state
+from qslm_edge.spikegpt.recurrence import one_thread
 
 __all__ = ["Cell", "first_tokens", "fisher_divergence"]
 
@@ -33,7 +34,8 @@ Cell = tuple[Module, Level]
 N_ITEMS = {"language_model": 16, "classification": 128}
 N_TOKENS = 128
 """First tokens of each item: many short texts say more than few long ones, and steps through time take the time."""
-BATCH_TOKENS = 1024
+BATCH_FLOATS = 2**27
+"""Most numbers that the graph of a batch keeps: a token needs about 50 a channel and layer, 4 an entry of the head."""
 SEED = 0
 
 
@@ -55,6 +57,7 @@ def first_tokens(items: Items, n_items: int, n_tokens: int) -> Items:
     return Items(part.task, part.split, part.tokens[pick], offsets, targets=part.targets[pick])
 
 
+@one_thread()  # steps of short texts are small: shared between threads the pass took six times as long
 def fisher_divergence(
     evaluator: Evaluator, cells: Sequence[Cell], on_done: Callable[[float], None] | None = None
 ) -> list[Scores]:
@@ -71,7 +74,9 @@ def fisher_divergence(
     items = first_tokens(evaluator.items, N_ITEMS[evaluator.kind], N_TOKENS)
     generator = torch.Generator().manual_seed(SEED)
     nats = np.zeros((len(cells), items.n_items))
-    size = max(1, BATCH_TOKENS // max(int(items.lengths.max()), 1))
+    config = evaluator.store.model.config
+    token = 50 * config.n_layer * config.n_embd + 4 * config.vocab_size
+    size = max(1, BATCH_FLOATS // (token * int(items.lengths.max())))
     for batch in batches(items, size):
         recorder = _Recorder(evaluator.store.model)
         evaluator.cost.tokens += int(batch.mask.sum())

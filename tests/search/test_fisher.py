@@ -122,7 +122,7 @@ def test_batches_do_not_matter_to_a_classifier(
     evaluator = Evaluator(classifier_store, make_sentences(30, 211, 3))
     cells = cells_of(evaluator, LEVELS[2:3])
     whole = fisher_divergence(evaluator, cells)
-    monkeypatch.setattr("qslm_edge.search.fisher.BATCH_TOKENS", 40)
+    monkeypatch.setattr("qslm_edge.search.fisher.BATCH_FLOATS", 400_000)
     for one, other in zip(whole, fisher_divergence(evaluator, cells), strict=True):
         np.testing.assert_allclose(one.loss, other.loss, rtol=2e-3, atol=1e-9)
 
