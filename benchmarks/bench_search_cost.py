@@ -148,8 +148,10 @@ def main() -> int:
     names = list(ROWS) if options.rows is None else [name.strip() for name in options.rows.split(";")]
     rows = []
     for name in names:
-        rows.append(measure(name, base))
-        sys.stderr.write(f"{name}: {rows[-1]['seconds']:.0f} s\n")
+        row = measure(name, base)
+        rows.append(row)
+        done = f"{row['tokens']:,} tokens, {row['seconds']:.0f} s, -{100 * row['reduction']:.2f} %"
+        sys.stderr.write(f"{name}: {done}, {row['degradation']:+.3f}\n")
     wrong = faults(rows)
     if options.json:
         sys.stdout.write(json.dumps({"faults": wrong, "rows": rows}, indent=1) + "\n")
