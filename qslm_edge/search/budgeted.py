@@ -4,8 +4,8 @@ The knapsack leaves one line of settings, each the best predicted of its size, a
 that line the constraints hold. Adding up cells is an approximation, so the search walks the line by evaluations alone:
 each accepted setting bounds the answer from one side, each rejected from the other, and what was measured rescales the
 prediction that proposes the next (regula falsi on the bound of the degradation). It ends where both ends of the bracket
-weigh the same (`TOLERANCE`), or are predicted to differ by less than one standard error of an evaluation: beyond that
-luck would choose. With Eq. 1 it proposes the best rescaled score instead, until the proposal is one that it knows.
+weigh the same (`TOLERANCE`): finer steps than the errors of evaluations would let luck choose. With Eq. 1 it proposes
+the best rescaled score instead, until the proposal is one that it knows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qslm_edge.search.trial import Judge, Trial
 __all__ = ["BudgetedSearch"]
 
 JudgeSetting = Callable[[Setting, str, str], Trial]
-TOLERANCE = 0.0005
+TOLERANCE = 0.002
 """Share of the float32 bytes below which two sizes count as one."""
-MAX_STEPS = 10
+MAX_STEPS = 8
 UNDERRATED = 1.5
 """What a language model really loses against its prediction, until the first evaluation says better; on the reference
 model 1.1 to 1.4 times as much at 4 bits and 1.6 times at 2, and the bound lies above that."""
@@ -62,7 +62,6 @@ class BudgetedSearch:
         """Walk, and return every trial in order."""
         self.trials: list[Trial] = []
         self._bounds: dict[int, float] = {}
-        self._noise = 0.0
         self._rejected, self._accepted = -1, len(self.allocations)
         language = self.judge.evaluator.kind == "language_model"
         limit = self.judge.constraints.max_degradation
@@ -81,7 +80,7 @@ class BudgetedSearch:
         self.announce(f"knapsack: {step}")
         trial = self.judged(self.allocations.setting(index), "knapsack", step)
         self.trials.append(trial)
-        self._bounds[index], self._noise = self._whole_bound(trial)
+        self._bounds[index] = self._whole_bound(trial)
         if nats > 0:
             # better than float says only that the prediction was too high
             self._scale = max(self._bounds[index] / nats, self._scale / 4)
@@ -91,16 +90,15 @@ class BudgetedSearch:
             self._rejected = max(self._rejected, index)
         return trial.performance_ok
 
-    def _whole_bound(self, trial: Trial) -> tuple[float, float]:
-        """Upper bound of the degradation on all items and its error, in nats or points, as the items done predict."""
+    def _whole_bound(self, trial: Trial) -> float:
+        """Upper bound of the degradation on all items, in nats or points, as the items done predict it."""
         found = trial.comparison
         language = self.judge.evaluator.kind == "language_model"
         mean, error = (
             (found.delta_nll, found.delta_nll_se) if language else (found.degradation, found.standard_error)
         )
         t = t_quantile(CONFIDENCE, max(trial.n_items_total - 1, 1))
-        error *= math.sqrt(trial.n_items / trial.n_items_total)
-        return mean + t * error, error
+        return mean + t * error * math.sqrt(trial.n_items / trial.n_items_total)
 
     # The smallest that performs.
 
@@ -142,10 +140,9 @@ class BudgetedSearch:
         return min(max(index, low + 1), high - 1)
 
     def _apart(self, one: int, other: int) -> bool:
-        """Whether two points differ, in bytes and in predicted cost, by more than counts as equal."""
+        """Whether two sizes differ by more than counts as equal."""
         size = abs(int(self.allocations.bytes[other]) - int(self.allocations.bytes[one]))
-        cost = abs(float(self.allocations.nats[other]) - float(self.allocations.nats[one]))
-        return size > TOLERANCE * self.float_bytes and cost * self._scale >= self._noise
+        return size > TOLERANCE * self.float_bytes
 
     # The best by Eq. 1.
 

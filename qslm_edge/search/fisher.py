@@ -31,7 +31,7 @@ from qslm_edge.spikegpt.recurrence import one_thread
 __all__ = ["Cell", "first_tokens", "fisher_divergence"]
 
 Cell = tuple[Module, Level]
-N_ITEMS = {"language_model": 16, "classification": 128}
+N_ITEMS = {"language_model": 32, "classification": 128}
 N_TOKENS = 128
 """First tokens of each item: many short texts say more than few long ones, and steps through time take the time."""
 BATCH_FLOATS = 2**27

@@ -81,7 +81,7 @@ def test_the_head_is_predicted_to_second_order(evaluator: Evaluator) -> None:
     head = evaluator.hierarchy.modules[-1]
     level = parse_level("4g32f")
     (predicted,) = fisher_divergence(evaluator, [(head, level)])
-    items = first_tokens(evaluator.items, 16, 128)
+    items = first_tokens(evaluator.items, 32, 128)
     model = evaluator.store.model
     tokens = torch.from_numpy(items.tokens.reshape(items.n_items, -1).astype(np.int64))
     features = model.features(tokens.t().contiguous())
@@ -101,7 +101,7 @@ def test_narrower_levels_are_predicted_to_cost_more_and_again_the_same(evaluator
         np.testing.assert_array_equal(one.loss, other.loss)
     totals = np.array([scores.loss.sum() for scores in first]).reshape(-1, 3)
     assert (np.diff(totals) > 0).all()
-    assert evaluator.cost.tokens == 2 * 16 * 16
+    assert evaluator.cost.tokens == 2 * 32 * 16
 
 
 def test_a_classifier_sums_a_sentence_before_it_squares(
