@@ -66,12 +66,17 @@ class Journal:
         else:
             self._append({"schema": SCHEMA, "fingerprint": self.fingerprint, "parts": parts})
 
-    def get(self, purpose: str, key: str) -> Scores | None:
-        """Scores of a setting evaluated before for this purpose, None when it was not."""
+    def get(self, purpose: str, key: str, *, shared: bool = False) -> Scores | None:
+        """Scores of a setting evaluated before for this purpose, None when it was not.
+
+        Args:
+            purpose, key: as they were recorded.
+            shared: the record came with others out of one pass over its tokens, which are then not counted here.
+        """
         if (purpose, key) in self._from_file:
             self._from_file.remove((purpose, key))
             self.replayed += 1
-            self.replayed_tokens += int(self._known[purpose, key].count.sum())
+            self.replayed_tokens += 0 if shared else int(self._known[purpose, key].count.sum())
         return self._known.get((purpose, key))
 
     def put(self, purpose: str, key: str, setting: dict[str, str], scores: Scores) -> None:

@@ -81,7 +81,7 @@ def predict_modules(
         for level in dict.fromkeys(space.level(module, level) for level in levels)
     ]
     lossy = [cell for cell in wanted if not evaluator.store.is_lossless(cell[0].name, cell[1])]
-    known = {cell: journal.get(PURPOSE, _key(cell)) for cell in lossy}
+    known = {cell: journal.get(PURPOSE, _key(cell), shared=True) for cell in lossy}
     missing = [cell for cell in lossy if known[cell] is None]
     for cell, scores in zip(missing, predict(evaluator, missing, on_done) if missing else (), strict=True):
         journal.put(PURPOSE, _key(cell), {cell[0].name: str(cell[1])}, scores)
