@@ -185,7 +185,7 @@ class Interrupt(Silent):
 
 
 @pytest.mark.parametrize(
-    ("title", "after"), [("sensitivity", 3), ("search, ", 3), ("export", 1), ("verify: search items", 0)]
+    ("title", "after"), [("search, ", 3), ("selection", 0), ("export", 1), ("verify: search items", 0)]
 )
 def test_stopped_at_any_moment_it_goes_on_to_the_same_end(
     title: str, after: int, finished: Report, place: Path, tmp_path: Path

@@ -22,6 +22,7 @@ _CANDIDATES = (
     "decision was clear. Feasible means that the upper bound of the degradation, one-sided at 95 %, lies "
     "within the limit."
 )
+_FRONT = "Front: settings that no other beats in weights and degradation, each on every search item."
 _TRIALS = (
     "Settings that the search evaluated: weights against the metric. The thin line ends at the 95 % bound, "
     "which must lie within the limit."
@@ -93,6 +94,7 @@ def search_section(report: dict[str, Any]) -> Section:
         "Search",
         (
             Bullets(tuple(clean(fact) for fact in facts)),
+            *_front(search.get("front") or [], metric, chosen),
             Chart("trials", _TRIALS),
             table(
                 ("tier", "evaluated", "perform", "feasible", "smallest feasible"), rows, right=(1, 2, 3, 4)
@@ -106,6 +108,24 @@ def search_section(report: dict[str, Any]) -> Section:
             ),
         ),
     )
+
+
+def _front(points: list[dict[str, Any]], metric: str, chosen: dict[str, str]) -> tuple[Block, ...]:
+    """The front, where the method made one."""
+    if not points:
+        return ()
+    rows = [
+        (
+            megabytes(point["weight_bytes"]),
+            number(point["metric"]),
+            number(point["degradation"], signed=True),
+            number(point["upper"], signed=True),
+            f"{point['summary']}{' (chosen)' if point['setting'] == chosen else ''}",
+        )
+        for point in points
+    ]
+    columns = ("weights", metric, "degradation", "upper", "setting")
+    return (text(_FRONT), table(columns, rows, right=(0, 1, 2, 3)))
 
 
 def _cost(cost: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The tiered search: constraints, sensitivity, tiers, selection, journal. Start reading at tiers.py, then run.py."""
+"""The search for a setting. Start at run.py; each method has its file: budgeted.py, front.py (pareto), tiers.py."""

@@ -20,6 +20,8 @@ from qslm_edge.spikegpt.recurrence import P_INIT, lif, wkv
 __all__ = ["FloatWeights", "Observe", "SpikeGPT", "Weights", "block_forward", "embed_tokens", "initial_state"]
 
 Observe = Callable[[str, Tensor], None]
+Wkv = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Lif = Callable[[Tensor, Tensor], Tensor]
 LN_EPS = 1e-5
 
 
@@ -84,7 +86,14 @@ def _mixed(h: Tensor, earlier: Tensor, mix: Tensor) -> Tensor:
 
 
 def block_forward(
-    weights: Weights, layer: int, x: Tensor, state: Tensor, observe: Observe | None = None
+    weights: Weights,
+    layer: int,
+    x: Tensor,
+    state: Tensor,
+    observe: Observe | None = None,
+    *,
+    wkv: Wkv = wkv,
+    lif: Lif = lif,
 ) -> Tensor:
     """One attention block: SRWKV and SRFFN, each ending in a LIF whose spikes enter the residual stream.
 
@@ -94,6 +103,7 @@ def block_forward(
         x: residual stream [T, B, C]; not changed.
         state: this layer's state [7, B, C]; updated in place.
         observe: receives (name, tensor) for module inputs, module outputs and spikes.
+        wkv, lif: the recurrences; others compute the same with a gradient.
 
     Returns:
         The residual stream after the block, [T, B, C].
@@ -128,7 +138,7 @@ def block_forward(
         product(f"{ffn}.receptance", _mixed(h, earlier, weights.vector(f"{ffn}.time_mix_r")))
     )
     state[1] = h[-1]
-    spikes = lif(gate * product(f"{ffn}.value", torch.relu(hidden).square_()), state[6])
+    spikes = lif(gate * product(f"{ffn}.value", torch.relu(hidden).square()), state[6])
     if observe is not None:
         observe(f"{ffn}.spikes", spikes)
     return x + spikes

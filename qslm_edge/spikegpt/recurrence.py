@@ -14,14 +14,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["P_INIT", "lif", "wkv"]
+__all__ = ["P_INIT", "lif", "one_thread", "wkv"]
 
 P_INIT = -1e38
 """Start of the running maximum p: exp(p - anything) is 0."""
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread for the steps: each is too small to share, and waking a second thread thousands of times costs more
     than it gives, most of all when another process has its core."""
     before = torch.get_num_threads()
@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+@one_thread()
 def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Tensor) -> Tensor:
     """Weighted key-value average with exponential decay.
 
@@ -68,7 +68,7 @@ def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Ten
     return y
 
 
-@_one_thread()
+@one_thread()
 def lif(x: Tensor, v: Tensor) -> Tensor:
     """Leaky integrate-and-fire over tokens: h = v + (x - v)/2, s = [h >= 1], v = h (1 - s).
 

@@ -224,3 +224,15 @@ def test_fingerprints_follow_the_content_and_not_the_order() -> None:
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
     assert fingerprint({"a": "8g64", "b": "4g64"}) != fingerprint({"a": "4g64", "b": "8g64"})
     assert len(fingerprint({})) == 64
+
+
+def test_tokens_that_records_share_are_not_counted_for_each(tmp_path: Path) -> None:
+    one = Scores("language_model", np.arange(2), np.ones(2), np.full(2, 5), np.zeros(2, np.int64))
+    first = Journal(tmp_path / "j", "language_model", {})
+    for key in "ab":
+        first.put("search", key, {}, one)
+    again = Journal(tmp_path / "j", "language_model", {})
+    again.get("search", "a")
+    again.get("search", "a")
+    again.get("search", "b", shared=True)
+    assert (again.replayed, again.replayed_tokens) == (2, 10)
