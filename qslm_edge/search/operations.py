@@ -69,7 +69,7 @@ class Operations:
         activation_sparsity: share of zeros in spikes and relu(.)^2 of all layers.
         activation_sparsity_by_layer: the same a layer.
         connection_sparsity: share of zeros in the matrices that are multiplied, as stored; the embedding is a table.
-        footprint_bytes: all weights, packed as they are stored.
+        footprint_bytes: all weights, packed as they are stored (parameters x bits where the level is simulated).
     """
 
     dense: float
