@@ -18,6 +18,7 @@ from qslm_edge.runner.verify import VerifyOptions
 from qslm_edge.steps.export import export_bundle
 from qslm_edge.steps.find import analyse, find_setting
 from qslm_edge.steps.prepare import prepare
+from qslm_edge.steps.statistics import setting_statistics
 from qslm_edge.targets import get_target
 
 __all__ = ["deploy", "open_run"]
@@ -62,6 +63,8 @@ def deploy(
         clock.lap("prepare")
         search, evaluator = find_setting(plan, items, out, progress)
         clock.lap("search")
+        statistics = setting_statistics(plan, items, evaluator.store, search.chosen.setting, progress)
+        clock.lap("statistics")
         bundle, _, export = export_bundle(
             plan, search.chosen.setting, items, search.chosen_scores, out / "bundle", progress
         )
@@ -69,6 +72,7 @@ def deploy(
         result = place.verify(bundle.path, verify or VerifyOptions(), runner_stages(progress))
         clock.lap("verify")
         found = search.to_dict(plan.hierarchy.float32_bytes, plan.options, evaluator.kind)
+        found["statistics"] = statistics
         report: dict[str, Any] = json_ready(
             build_report(plan, analyse(plan), bundle, result, export=export, search=found, seconds=clock.laps)
         )

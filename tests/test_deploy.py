@@ -99,9 +99,23 @@ def test_the_report_has_its_keys_and_is_what_lies_on_disk(finished: Report, plac
     assert json.dumps(finished, allow_nan=False)
     assert names(place / "run") >= FILES
     assert finished["schema"] == "qslm-edge/report/1"
-    assert finished["seconds"].keys() == {"prepare", "search", "export", "verify"}
+    assert finished["seconds"].keys() == {"prepare", "search", "statistics", "export", "verify"}
     assert all(seconds >= 0 for seconds in finished["seconds"].values())
     assert finished["verdict"].encode() in (place / "run" / "report.md").read_bytes()
+
+
+def test_the_statistics_are_of_the_chosen_setting_on_search_items(finished: Report) -> None:
+    statistics, searched = (
+        finished["search"]["statistics"],
+        finished["verification"]["scoring"]["splits"]["search"],
+    )
+    assert statistics["source"] == searched["source"]
+    assert statistics["n_items"] == min(8, searched["n_items"])
+    quantised = statistics["operations"]["quantised"]
+    assert quantised["footprint_bytes"] == finished["weights"]["bytes"]
+    assert statistics["operations"]["float"]["footprint_bytes"] == finished["model"]["float32_bytes"]
+    assert quantised["as_built"]["effective_acs"] == 0
+    assert statistics["divergence"]["kl_mean_nats"] > 0
 
 
 def test_verdict_exit_code_and_checks_agree(finished: Report) -> None:

@@ -11,6 +11,7 @@ import typer
 from qslm_edge.cli import console
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
+from qslm_edge.report.statistics_view import statistics_line
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -130,9 +131,11 @@ def command(
 def _search(recipe: Any, place: Path, progress: console.RichProgress) -> dict[str, Any]:
     from qslm_edge.deploy import open_run
     from qslm_edge.recipe import write_recipe
+    from qslm_edge.runner.text import json_ready
     from qslm_edge.steps.find import find_setting, write_json
     from qslm_edge.steps.found import FILE, describe_search
     from qslm_edge.steps.prepare import prepare
+    from qslm_edge.steps.statistics import setting_statistics
 
     with open_run(place):
         plan = prepare(recipe)
@@ -140,6 +143,8 @@ def _search(recipe: Any, place: Path, progress: console.RichProgress) -> dict[st
         write_recipe(recipe, place / "recipe.toml")
         result, evaluator = find_setting(plan, items, place, progress)
         found = describe_search(plan, items, result, evaluator)
+        statistics = setting_statistics(plan, items, evaluator.store, result.chosen.setting, progress)
+        found["statistics"] = json_ready(statistics)
         write_json(place / FILE, found)
         progress.done()
     return found
@@ -166,6 +171,7 @@ def _show(found: dict[str, Any], place: Path) -> None:
         float_bytes = found["model"]["float32_bytes"]
         show_front(found["front"], task["metric"], float_bytes, found["chosen"])
     _show_chosen(found, simulated)
+    console.print_line(statistics_line(found["statistics"]))
     cost = found["cost"]
     console.print_line(
         f"{len(found['trials'])} trials, {cost['evaluations']} evaluations of {cost['tokens']:,} tokens in "

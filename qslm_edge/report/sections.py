@@ -10,6 +10,7 @@ from qslm_edge.report import measured_view as measured
 from qslm_edge.report import search_view as chosen
 from qslm_edge.report.document import Code, Document, Section, table, text
 from qslm_edge.report.figures import clean, known, megabytes, shown, unavailable
+from qslm_edge.report.statistics_view import statistics_section
 from qslm_edge.report.summary import ROW_KEYS, condition_lines, title_line, verdict_words, where_line
 from qslm_edge.runner.text import amount
 
@@ -32,6 +33,7 @@ def build_document(report: dict[str, Any]) -> Document:
             chosen.setting_section(report),
             chosen.search_section(report),
             chosen.sensitivity_section(report),
+            statistics_section(report),
             chosen.export_section(report),
             measured.agreement_section(report),
             measured.data_section(report),

@@ -15,6 +15,7 @@ from typing import Any
 
 from qslm_edge.errors import OutputError
 from qslm_edge.report.figures import UNAVAILABLE, clean
+from qslm_edge.report.statistics_view import statistics_line
 from qslm_edge.report.summary import (
     MEASURED_HERE,
     condition_lines,
@@ -135,6 +136,8 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
     ]
     if quantiser := quantiser_line(report):
         lines.append(quantiser)
+    if report["search"] is not None:
+        lines.append(statistics_line(report["search"].get("statistics")))
     placement = verification["placement"]
     lines.append(f"Provider: {placement['provider']} ({placement['note']})")
     return [*(clean(line) for line in lines), *condition_lines(report)]

@@ -102,7 +102,8 @@ def block_forward(
         layer: index of the block.
         x: residual stream [T, B, C]; not changed.
         state: this layer's state [7, B, C]; updated in place.
-        observe: receives (name, tensor) for module inputs, module outputs and spikes.
+        observe: receives (name, tensor) for module inputs, module outputs, membrane potentials before the reset
+            (`.potential`) and spikes.
         wkv, lif: the recurrences; others compute the same with a gradient.
 
     Returns:
@@ -117,6 +118,15 @@ def block_forward(
             observe(f"{module}.output", outputs)
         return outputs
 
+    def fire(part: str, current: Tensor, membrane: Tensor) -> Tensor:
+        if observe is None:
+            return lif(current, membrane)
+        potentials = torch.empty_like(current)
+        spikes = lif(current, membrane, potentials)
+        observe(f"{part}.potential", potentials)
+        observe(f"{part}.spikes", spikes)
+        return spikes
+
     h = _layer_norm(weights, f"blocks.{layer}.ln1", x)
     earlier = _earlier(h, state[0])
     key = product(f"{att}.key", _mixed(h, earlier, weights.vector(f"{att}.time_mix_k")))
@@ -126,10 +136,7 @@ def block_forward(
     )
     state[0] = h[-1]
     y = wkv(key, value, weights.vector(f"{att}.time_decay"), weights.vector(f"{att}.time_first"), state[2:5])
-    spikes = lif(product(f"{att}.output", gate * y), state[5])
-    if observe is not None:
-        observe(f"{att}.spikes", spikes)
-    x = x + spikes
+    x = x + fire(att, product(f"{att}.output", gate * y), state[5])
 
     h = _layer_norm(weights, f"blocks.{layer}.ln2", x)
     earlier = _earlier(h, state[1])
@@ -138,10 +145,7 @@ def block_forward(
         product(f"{ffn}.receptance", _mixed(h, earlier, weights.vector(f"{ffn}.time_mix_r")))
     )
     state[1] = h[-1]
-    spikes = lif(gate * product(f"{ffn}.value", torch.relu(hidden).square()), state[6])
-    if observe is not None:
-        observe(f"{ffn}.spikes", spikes)
-    return x + spikes
+    return x + fire(ffn, gate * product(f"{ffn}.value", torch.relu(hidden).square()), state[6])
 
 
 def final_norm(weights: Weights, x: Tensor) -> Tensor:

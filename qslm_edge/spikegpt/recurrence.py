@@ -69,12 +69,13 @@ def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Ten
 
 
 @one_thread()
-def lif(x: Tensor, v: Tensor) -> Tensor:
+def lif(x: Tensor, v: Tensor, potentials: Tensor | None = None) -> Tensor:
     """Leaky integrate-and-fire over tokens: h = v + (x - v)/2, s = [h >= 1], v = h (1 - s).
 
     Args:
         x: input current [T, B, C].
         v: membrane potential [B, C], updated in place.
+        potentials: [T, B, C], receives h, the potential that is held against the threshold; None keeps none.
 
     Returns:
         Spikes 0/1 [T, B, C] in the type of x.
@@ -83,6 +84,8 @@ def lif(x: Tensor, v: Tensor) -> Tensor:
     h = torch.empty_like(v)
     for t in range(x.shape[0]):
         spikes = out[t]
+        if potentials is not None:
+            h = potentials[t]
         torch.sub(x[t], v, out=h).mul_(0.5).add_(v)
         torch.ge(h, 1.0, out=spikes)
         torch.addcmul(h, h, spikes, value=-1.0, out=v)

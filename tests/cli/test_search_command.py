@@ -55,6 +55,7 @@ def test_the_table_names_candidates_and_choice(run: Invoke, inputs: Any, searche
     assert f"Chosen: {found['chosen']['summary']}" in lines
     assert lines[-1] == f"Export it: qslm-edge export {searched}"
     assert any("selection: smallest feasible" in line for line in lines)
+    assert any(line.startswith("Against float, first 8 of 20 search items: KL ") for line in lines)
     assert "predicted cost of every matrix" in result.stderr
 
 
@@ -149,6 +150,9 @@ def test_method_qslm_is_a_labelled_simulation(run: Invoke, inputs: Any, tmp_path
     floats = sum(block["float_params"] for block in found["model"]["blocks"])
     sizes = {m["name"]: m["rows"] * m["columns"] for b in found["model"]["blocks"] for m in b["modules"]}
     assert chosen["weight_bytes"] == 4 * floats + sum(sizes[name] * bits[name] // 8 for name in sizes)
+    quantised = found["statistics"]["operations"]["quantised"]
+    assert quantised["footprint_bytes"] == chosen["weight_bytes"]  # by the paper's accounting too
+    assert 0 < found["statistics"]["spikes"]["flip_rate"] < 1
     text = run(*words).stdout
     assert text.count("(simulated, not deployable)") == 2
     assert "Eq. 1 (reconstruction)" in text

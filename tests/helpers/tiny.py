@@ -19,6 +19,7 @@ from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Hierarchy, SpikeGPT, build_hierarchy
 from qslm_edge.spikegpt.config import Embedding, SpikeGPTConfig
 from qslm_edge.spikegpt.hierarchy import Head
+from qslm_edge.spikegpt.model import Observe
 
 N_LAYER, CHANNELS, HIDDEN, VOCABULARY = 3, 64, 256, 211
 
@@ -85,6 +86,15 @@ def quantised(job: ExportJob) -> SpikeGPT:
     model = SpikeGPT(job.store.model.config, job.store.model.tensors)
     model.weights = QuantisedWeights(job.store, job.setting)
     return model
+
+
+def keeping(values: dict[str, torch.Tensor]) -> Observe:
+    """An observer that keeps what it is shown, by name."""
+
+    def keep(name: str, tensor: torch.Tensor) -> None:
+        values[name] = tensor
+
+    return keep
 
 
 def export_tapped(job: ExportJob, directory: Path) -> Path:

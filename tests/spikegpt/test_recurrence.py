@@ -134,3 +134,17 @@ def test_lif_in_two_runs_equals_one_bit_for_bit(seed: int, cut: int) -> None:
     assert torch.equal(torch.cat([lif(x[:cut], v), lif(x[cut:], v)]), whole)
     assert torch.equal(v, whole_v)
     assert torch.equal(x, before)
+
+
+def test_lif_shows_the_potential_that_decides_and_is_not_changed_by_it() -> None:
+    x = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(5)) * 3
+    state, shown_state, shown = torch.zeros(2, 3), torch.zeros(2, 3), torch.empty_like(x)
+    spikes = lif(x, state)
+    assert torch.equal(lif(x, shown_state, shown), spikes)
+    assert torch.equal(shown_state, state)
+    held = np.zeros((2, 3))
+    for t in range(12):
+        potential = held + (x[t].double().numpy() - held) / 2
+        np.testing.assert_allclose(shown[t].numpy(), potential, rtol=1e-5, atol=1e-6)
+        held = np.where(shown[t].numpy() >= 1, 0, potential)
+    assert torch.equal((shown >= 1).float(), spikes)
