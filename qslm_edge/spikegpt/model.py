@@ -114,7 +114,7 @@ def block_forward(
     gate = torch.sigmoid(
         product(f"{att}.receptance", _mixed(h, earlier, weights.vector(f"{att}.time_mix_r")))
     )
-    state[0] = h[-1]
+    state[0] = h[-1].detach()
     y = wkv(key, value, weights.vector(f"{att}.time_decay"), weights.vector(f"{att}.time_first"), state[2:5])
     spikes = lif(product(f"{att}.output", gate * y), state[5])
     if observe is not None:
@@ -127,8 +127,8 @@ def block_forward(
     gate = torch.sigmoid(
         product(f"{ffn}.receptance", _mixed(h, earlier, weights.vector(f"{ffn}.time_mix_r")))
     )
-    state[1] = h[-1]
-    spikes = lif(gate * product(f"{ffn}.value", torch.relu(hidden).square_()), state[6])
+    state[1] = h[-1].detach()
+    spikes = lif(gate * product(f"{ffn}.value", torch.relu(hidden).square()), state[6])
     if observe is not None:
         observe(f"{ffn}.spikes", spikes)
     return x + spikes

@@ -1,0 +1,88 @@
+"""One matrix on its packed grid, with gradients: what it will be once packed, and latent weights behind it.
+
+w = (clip(round(W / s) + z, 0, 2^bits - 1) - z) s with a latent W, one scale s and one integer zero point z a group.
+Rounding passes its gradient straight through; the scale s = s0 exp(r) learns as in LSQ (Esser et al. 2020). Zero points stay where the quantiser put them. Scales are rounded to bfloat16 as the quantisers round
+them, so that `packed` stores exactly the values that the forward pass used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qslm_edge.quantize.packed import PackedMatrix
+from qslm_edge.quantize.packing import pack_blocked, pack_planar, unpack_blocked
+from qslm_edge.tuning.straight import straight_through
+
+__all__ = ["PackedGrid"]
+
+
+class PackedGrid:
+    """A matrix that is tuned on the grid of its level.
+
+    Args:
+        start: the matrix as the quantiser packed it; it gives scales and zero points.
+        weights: float32 [N, K], the latent weights to begin with.
+
+    Attributes:
+        latent: W [N, K], to be tuned.
+        log_scale: r [N, K/g, 1], to be tuned.
+    """
+
+    def __init__(self, start: PackedMatrix, weights: Tensor) -> None:
+        if start.scales is None or start.zeros is None:
+            raise ValueError(f"{start.module.name}: only packed levels have a grid")
+        self.start, self.top = start, 2**start.level.bits - 1
+        device = weights.device
+        groups = start.scales.shape[1]
+        self._shape = (start.module.rows, groups, start.module.columns // groups)
+        scales = torch.from_numpy(start.scales.astype(np.float32)).to(device).unsqueeze(-1)
+        # a group of zeros has scale 0: it stays so, whatever its weights would like to be
+        self._dead = scales == 0
+        self._base = torch.where(self._dead, torch.ones_like(scales), scales)
+        self._zero = torch.from_numpy(_zero_points(start).astype(np.float32)).to(device).unsqueeze(-1)
+        self.latent = weights.detach().clone().requires_grad_()
+        self.log_scale = torch.zeros_like(self._base).requires_grad_()
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        return self.latent, self.log_scale
+
+    def _scale(self) -> Tensor:
+        return straight_through(
+            self._base * torch.exp(self.log_scale), lambda scale: scale.bfloat16().float()
+        )
+
+    def _codes(self, scale: Tensor) -> Tensor:
+        groups = self.latent.reshape(self._shape)
+        return (straight_through(groups / scale, torch.round) + self._zero).clamp(0, self.top)
+
+    def dense(self) -> Tensor:
+        """The float32 matrix [N, K] that the packed form stands for, with gradients of both parameters."""
+        scale = self._scale()
+        values = (self._codes(scale) - self._zero) * scale
+        return torch.where(self._dead, 0.0, values).reshape(self.latent.shape)
+
+    @torch.no_grad()
+    def packed(self) -> PackedMatrix:
+        """The matrix as it would be stored now; its values are those of `dense` to the last bit."""
+        scale = self._scale()
+        codes = self._codes(scale).reshape(self.latent.shape).to(torch.uint8).cpu().numpy()
+        scales = torch.where(self._dead, 0.0, scale).squeeze(-1).cpu().numpy()
+        bits, module = self.start.level.bits, self.start.module
+        if module.kind == "embedding":
+            return replace(self.start, data=pack_planar(codes, bits), scales=scales)
+        blocks = codes.reshape(self._shape)
+        return replace(self.start, data=pack_blocked(blocks, bits), scales=scales)
+
+
+def _zero_points(matrix: PackedMatrix) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Zero points [N, K/g], one byte each."""
+    if matrix.zeros is None or matrix.scales is None:
+        raise ValueError(f"{matrix.module.name}: only packed levels have zero points")
+    if matrix.module.kind == "embedding":
+        return matrix.zeros
+    return unpack_blocked(matrix.zeros, matrix.level.bits, matrix.scales.shape[1])
