@@ -49,8 +49,10 @@ class Recipe(BaseModel):
         None, description="Items that steer the search; absent means the task's default."
     )
     report_windows: Positive | None = Field(None, description="Items for the verdict; absent means all.")
-    method: Literal["tiered", "qslm"] = Field(
-        "tiered", description="tiered: packed widths; qslm: the paper's simulation."
+    method: Literal["budgeted", "pareto", "tiered", "qslm"] = Field(
+        "budgeted",
+        description="budgeted: knapsack over predicted costs; pareto: its front; tiered: the paper's tiers over packed "
+        "widths; qslm: the paper's simulation.",
     )
     levels: tuple[str, ...] | None = Field(
         None, description="Precision levels, e.g. 8, 4g64; absent means the profile's."

@@ -63,7 +63,7 @@ def test_the_only_required_choice_is_the_profile() -> None:
         "recipe_schema": "qslm-edge/recipe/1",
         "profile": "host",
         "task": "wikitext2",
-        "method": "tiered",
+        "method": "budgeted",
         "early": True,
         "reuse": True,
     }
@@ -107,7 +107,7 @@ def test_any_recipe_survives_the_file(tmp_path: Path, values: dict[str, Any]) ->
         ("window = 1.5", "window: Input should be a valid integer"),
         ("search_windows = 0", "search_windows: "),
         ("report_windows = -1", "report_windows: "),
-        ("method = 'gptq'", "method: Input should be 'tiered' or 'qslm'"),
+        ("method = 'gptq'", "method: Input should be 'budgeted', 'pareto', 'tiered' or 'qslm'"),
         ("group_size = 16", "group_size: Input should be 32, 64 or 128"),
         ("embedding = 'sparse'", "embedding: Input should be 'dense' or 'binary'"),
         ("max_degradation = -0.1", "max_degradation: Input should be greater than or equal to 0"),

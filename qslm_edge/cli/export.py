@@ -14,6 +14,7 @@ from qslm_edge.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from qslm_edge.steps.found import Found
+    from qslm_edge.steps.front import SavedFront
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -21,12 +22,16 @@ EXAMPLES = """
 [bold]Examples[/bold]
 
   [cyan]qslm-edge export runs/jetson-orin-nano-wikitext2[/cyan]   what a search chose, into RUN/bundle
+  [cyan]qslm-edge export RUN --weights-budget 4MB[/cyan]          from the front of --method pareto
   [cyan]qslm-edge export -p jetson-orin --setting 4g64[/cyan]     one level everywhere, no search
   [cyan]qslm-edge export -p x86-cpu -m my.pth --embedding dense --setting mine.json -o runs/mine[/cyan]
 
 A setting file is a JSON object {module: level}; `qslm-edge inspect --json` lists the modules. Exit codes:
 0 written, 1 the graph does not compute what torch computes, 2 bad input, 4 environment, 130 interrupted.
 """
+
+_LIMITS = ("max_ppl_increase", "max_accuracy_drop", "weights_budget")
+"""What a front can be asked for."""
 
 
 def command(
@@ -73,7 +78,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write the bundle of a setting, and prove that its graph computes what torch computes."""
-    flags = {
+    flags: dict[str, Any] = {
         "profile": profile,
         "model": model,
         "task": task,
@@ -92,7 +97,7 @@ def command(
     with console.RichProgress() as progress:
         if run is not None:
             _refuse(run, setting, flags)
-            exported = _export_run(run, out or run, report_windows, progress)
+            exported = _export_run(run, out or run, report_windows, flags, progress)
         elif setting is not None:
             made = opt.recipe_from_flags(None, **flags)
             exported = _export_setting(made, setting, out, progress)
@@ -109,9 +114,10 @@ def command(
 
 
 def _refuse(run: Path, setting: str | None, flags: dict[str, Any]) -> None:
-    """A run has its own recipe; only the number of report items may differ."""
+    """A run has its own recipe; only the number of report items may differ, and a front may be asked for a limit."""
     given = {"setting": setting, **flags}
-    names = [name for name, value in given.items() if value is not None and name != "report_windows"]
+    free = {"report_windows", *(_LIMITS if (run / "front.json").is_file() else ())}
+    names = [name for name, value in given.items() if value is not None and name not in free]
     if names:
         raise UsageError(
             "a run directory brings its own recipe",
@@ -122,14 +128,21 @@ def _refuse(run: Path, setting: str | None, flags: dict[str, Any]) -> None:
 
 
 def _export_run(
-    run: Path, out: Path, report_windows: int | None, progress: console.RichProgress
+    run: Path,
+    out: Path,
+    report_windows: int | None,
+    flags: dict[str, Any],
+    progress: console.RichProgress,
 ) -> dict[str, Any]:
     from qslm_edge.deploy import open_run
     from qslm_edge.steps.found import journaled_scores, read_found
+    from qslm_edge.steps.front import check_front
     from qslm_edge.steps.prepare import prepare
     from qslm_edge.steps.setting import setting_from_levels
 
-    found = read_found(run)
+    front, found = (
+        _asked(run, flags) if any(flags[name] is not None for name in _LIMITS) else (None, read_found(run))
+    )
     _refuse_simulated(found)
     recipe = found.recipe
     if report_windows is not None:
@@ -138,8 +151,24 @@ def _export_run(
         plan = prepare(recipe)
         chosen = setting_from_levels(found.setting, plan, str(found.source))
         items = plan.items("search")
+        if front is not None:
+            check_front(front, plan, items)
         expected = journaled_scores(plan, items, chosen.to_dict(), run)
         return _write(plan, chosen, items, expected, out, progress)
+
+
+def _asked(run: Path, flags: dict[str, Any]) -> tuple[SavedFront, Found]:
+    """The front of a run, and its answer to the limits in `flags` as if a search had found it."""
+    from qslm_edge.cli.front import front_limits
+    from qslm_edge.steps.found import Found
+    from qslm_edge.steps.front import read_front
+
+    front = read_front(run)
+    limit, budget = front_limits(front.kind, *(flags[name] for name in _LIMITS))
+    point = front.answer(limit, budget)
+    changes = {"max_degradation": limit, "weights_budget_bytes": budget}
+    recipe = front.recipe.model_copy(update={key: v for key, v in changes.items() if v is not None})
+    return front, Found(recipe, point.setting, front.source)
 
 
 def _refuse_simulated(found: Found) -> None:

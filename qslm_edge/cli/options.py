@@ -177,7 +177,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="tiered (packed widths), or qslm (the paper's simulation; search only).",
+        help="budgeted, pareto (a front for any budget), tiered (the paper's), or qslm (its simulation; search only). "
+        "[dim]Default: budgeted.[/dim]",
         show_default=False,
     ),
 ]

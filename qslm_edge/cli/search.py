@@ -21,6 +21,8 @@ EXAMPLES = """
   [cyan]qslm-edge search -p x86-cpu --task sst2 --levels 8,4,2[/cyan]     its classifier, at given widths
   [cyan]qslm-edge search -p jetson-orin --mu 2.5[/cyan]                   selection by Eq. 1 of QSLM
   [cyan]qslm-edge search -p jetson-orin --method qslm[/cyan]              the paper's simulation, to compare
+  [cyan]qslm-edge search -p jetson-orin --method pareto[/cyan]            a front of sizes; then, at once:
+  [cyan]qslm-edge search --from-front RUN --weights-budget 4MB[/cyan]
 
 `qslm-edge export RUN` makes the bundle. Exit codes: 0 found, 1 infeasible, 2 bad input, 4 environment,
 130 interrupted; the same command again goes on where it stopped.
@@ -58,29 +60,48 @@ def command(
     search_data: opt.SearchData = None,
     report_data: opt.ReportData = None,
     recipe: opt.RecipeFile = None,
+    from_front: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-front",
+            help="Answer --weights-budget or a limit from the front of this run directory, at once.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Search a mixed-precision setting tier by tier: all blocks, single blocks, single modules."""
+    """Search a mixed-precision setting: the smallest that holds the limits, or the best under a budget."""
+    choices = {
+        "profile": profile,
+        "model": model,
+        "task": task,
+        "embedding": embedding,
+        "tokenizer": tokenizer,
+        "memory_budget": memory_budget,
+        "levels": levels,
+        "group_size": group_size,
+        "method": method,
+        "search_windows": search_windows,
+        "report_windows": report_windows,
+        "window": window,
+        "search_data": search_data,
+        "report_data": report_data,
+    }
+    if from_front is not None:
+        from qslm_edge.cli.front import answer_from_front
+
+        others = {**choices, "recipe": recipe, "out": out}
+        answer_from_front(
+            from_front, max_ppl_increase, max_accuracy_drop, weights_budget, mu, others, as_json
+        )
+        return
     made = opt.recipe_from_flags(
         recipe,
-        profile=profile,
-        model=model,
-        task=task,
-        embedding=embedding,
-        tokenizer=tokenizer,
         max_ppl_increase=max_ppl_increase,
         max_accuracy_drop=max_accuracy_drop,
-        memory_budget=memory_budget,
         weights_budget=weights_budget,
-        levels=levels,
-        group_size=group_size,
         mu=mu,
-        method=method,
-        search_windows=search_windows,
-        report_windows=report_windows,
-        window=window,
-        search_data=search_data,
-        report_data=report_data,
+        **choices,
     )
     from qslm_edge.profiles import load_profile
 
@@ -127,14 +148,22 @@ def _show(found: dict[str, Any], place: Path) -> None:
     title = f"{len(shown)} of {len(found['candidates'])} candidates{simulated}, best first"
     console.print_table(columns, rows, title=title, right=[*columns[2:]])
     console.print_line(f"selection: {found['selection']}; weights: {found['accounting']}")
+    if found["front"]:
+        from qslm_edge.cli.front import show_front
+
+        float_bytes = found["model"]["float32_bytes"]
+        show_front(found["front"], task["metric"], float_bytes, found["chosen"])
     _show_chosen(found, simulated)
     cost = found["cost"]
     console.print_line(
         f"{len(found['trials'])} trials, {cost['evaluations']} evaluations of {cost['tokens']:,} tokens in "
-        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']} taken from the journal"
+        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']} of {cost['replayed_tokens']:,} "
+        "tokens taken from the journal"
     )
     after = f"Export it: qslm-edge export {place}" if found["deployable"] else f"Written to {place}"
     console.print_line(after)
+    if found["front"]:
+        console.print_line(f"Other budgets: qslm-edge search --from-front {place} --weights-budget 4MB")
 
 
 def _row(number: int, trial: dict[str, Any], peak: bool) -> Sequence[str]:

@@ -57,8 +57,8 @@ class Journal:
         self.parts, self.fingerprint = parts, fingerprint(parts)
         self._known: dict[tuple[str, str], Scores] = {}
         self._from_file: set[tuple[str, str]] = set()
-        self.replayed = 0
-        """Evaluations read from the file that were asked for."""
+        self.replayed = self.replayed_tokens = 0
+        """Evaluations read from the file that were asked for, and the tokens that they hold."""
         if path is None:
             return
         if path.exists():
@@ -71,6 +71,7 @@ class Journal:
         if (purpose, key) in self._from_file:
             self._from_file.remove((purpose, key))
             self.replayed += 1
+            self.replayed_tokens += int(self._known[purpose, key].count.sum())
         return self._known.get((purpose, key))
 
     def put(self, purpose: str, key: str, setting: dict[str, str], scores: Scores) -> None:

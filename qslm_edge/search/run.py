@@ -1,21 +1,25 @@
-"""A whole search: float reference, sensitivity, tiers, selection, and the explanation when nothing fits."""
+"""A whole search: float reference, sensitivity or prediction, the walk of the method, selection."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from qslm_edge.errors import InfeasibleError
 from qslm_edge.metrics import Estimate, Scores, quality
-from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
 from qslm_edge.quantize.levels import Level, Setting
+from qslm_edge.search.allocations import allocate
+from qslm_edge.search.budgeted import MAX_STEPS, BudgetedSearch
 from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.evaluator import Cost, Evaluator
+from qslm_edge.search.fisher import fisher_divergence
+from qslm_edge.search.front import RUNGS, FrontPoint, climb, undominated
 from qslm_edge.search.journal import Journal
+from qslm_edge.search.prediction import Predict, Prediction, block_sensitivity, predict_modules
 from qslm_edge.search.reference import FloatReference, float_reference
-from qslm_edge.search.score import eq1_score, most_complete, rank_candidates
+from qslm_edge.search.score import eq1_score, rank_candidates
+from qslm_edge.search.selection import explain_infeasible, nearest_that_fits, refuse_hopeless, select_best
 from qslm_edge.search.sensitivity import Sensitivity, measure_sensitivity
 from qslm_edge.search.space import LevelMap
 from qslm_edge.search.tiers import TieredSearch
@@ -23,7 +27,6 @@ from qslm_edge.search.trial import Judge, Trial
 
 __all__ = ["SearchOptions", "SearchResult", "run_search"]
 
-SIGMAS = 3.0
 SENSITIVITY_ITEMS = {"language_model": 16, "classification": 256}
 Announce = Callable[[str], None]
 
@@ -36,7 +39,8 @@ class SearchOptions:
         levels: precision levels N, largest first.
         mu: None selects the smallest feasible setting; a number selects by Eq. 1.
         early: stop evaluations whose decision is clear.
-        method: "tiered" or "qslm" (simulated, for comparison).
+        method: "budgeted" or "pareto" (knapsack over predicted costs), "tiered", or "qslm" (tiers over simulated
+            levels, for comparison).
     """
 
     levels: tuple[Level, ...]
@@ -54,11 +58,13 @@ class SearchResult:
         chosen_scores: its scores on them.
         candidates: feasible settings, best first.
         trials: everything that was evaluated, in order.
-        sensitivity: the network analysis.
+        sensitivity: the network analysis: measured for tiers, sums of predictions for the knapsack.
+        predictions: predicted cost of every module at every level; empty for tiers.
+        front: confirmed settings that no other beats, smallest first; empty but for "pareto".
         reference: float scores on the search items.
         base: float metric on the search items.
         cost: what evaluations cost in this process (a resumed search replays the rest from its journal).
-        replayed: evaluations taken from the journal.
+        replayed, replayed_tokens: evaluations taken from the journal, and the tokens that they once cost.
         seconds: time of this process.
     """
 
@@ -72,6 +78,9 @@ class SearchResult:
     cost: Cost
     replayed: int
     seconds: float
+    replayed_tokens: int = 0
+    predictions: tuple[Prediction, ...] = ()
+    front: tuple[Trial, ...] = ()
 
     def to_dict(self, float_bytes: int, options: SearchOptions, kind: Any) -> dict[str, Any]:
         """JSON-able form for the report."""
@@ -87,8 +96,14 @@ class SearchResult:
             "chosen": trial_dict(self.chosen, float_bytes),
             "candidates": [trial_dict(trial, float_bytes) for trial in self.candidates],
             "trials": [trial_dict(trial, float_bytes) for trial in self.trials],
+            "front": [FrontPoint.of(trial).to_dict() for trial in self.front],
             "sensitivity": [cell.to_dict() for cell in self.sensitivity],
-            "cost": {**asdict(self.cost), "replayed_from_journal": self.replayed, "seconds": self.seconds},
+            "cost": {
+                **asdict(self.cost),
+                "replayed_from_journal": self.replayed,
+                "replayed_tokens": self.replayed_tokens,
+                "seconds": self.seconds,
+            },
         }
 
 
@@ -112,6 +127,86 @@ def trial_dict(trial: Trial, float_bytes: int) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Search:
+    """One search on its way: what its parts need, and what they found.
+
+    Attributes:
+        shown: tiers whose stage was told.
+    """
+
+    evaluator: Evaluator
+    judge: Judge
+    constraints: Constraints
+    options: SearchOptions
+    journal: Journal
+    base: Estimate
+    stage: Callable[[str, float], None]
+    advance: Callable[[float], None]
+    announce: Announce
+    predict: Predict
+    shown: list[str] = field(default_factory=list)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+    front: list[Trial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.space = LevelMap(self.evaluator.store.model.config)
+
+    def run(self) -> list[Trial]:
+        """Every trial of the method, in order."""
+        if self.options.method in ("budgeted", "pareto"):
+            return self._line()
+        return self._tiers()
+
+    def _tiers(self) -> list[Trial]:
+        levels, hierarchy = self.options.levels, self.evaluator.hierarchy
+        self.stage("sensitivity of every block", 1.0)
+        n_items = SENSITIVITY_ITEMS[self.evaluator.kind]
+        self.sensitivity = measure_sensitivity(
+            self.evaluator, self.judge.reference, levels, self.space, self.journal, n_items, self.advance
+        )
+        totals = {"global": len(levels), "block": len(hierarchy.blocks) * 2, "module": len(hierarchy.modules)}
+
+        def judged(setting: Setting, tier: str, step: str) -> Trial:
+            if tier not in self.shown:
+                self.shown.append(tier)
+                self.stage(f"search, {tier} tier", totals[tier])
+            trial = self.judge.judge(setting, tier, step)
+            self.advance(1.0)
+            return trial
+
+        return TieredSearch(hierarchy, levels, self.space, judged, self.sensitivity, self.announce).run()
+
+    def _line(self) -> list[Trial]:
+        """Budgeted and Pareto search: both walk the line of settings that the knapsack leaves."""
+        evaluator, levels = self.evaluator, self.options.levels
+        self.stage("predicted cost of every matrix", 1.0)
+        self.predictions = predict_modules(evaluator, levels, self.space, self.journal, self.predict)
+        self.sensitivity = block_sensitivity(self.predictions, evaluator, levels, self.space, self.base)
+        self.advance(1.0)
+        whole = self.options.method == "pareto"
+        # a front is to serve every budget of weights
+        limits = replace(self.constraints, weights_budget_bytes=None) if whole else self.constraints
+        line = allocate(evaluator.hierarchy, self.predictions, limits)
+        if not len(line):
+            return []
+
+        def judged(setting: Setting, tier: str, step: str) -> Trial:
+            trial = self.judge.judge(setting, tier, step, full=whole)
+            self.advance(1.0)
+            return trial
+
+        if whole:
+            self.stage("search, front", RUNGS)
+            trials = climb(line, judged, self.announce)
+            self.front = undominated(trials)
+            return trials
+        self.stage("search, knapsack", MAX_STEPS)
+        float_bytes = evaluator.hierarchy.float32_bytes
+        return BudgetedSearch(line, self.judge, judged, self.options.mu, float_bytes, self.announce).run()
+
+
 def run_search(
     evaluator: Evaluator,
     model_digest: str,
@@ -122,6 +217,7 @@ def run_search(
     stage: Callable[[str, float], None] = lambda _title, _total: None,
     advance: Callable[[float], None] = lambda _: None,
     announce: Announce = lambda _: None,
+    predict: Predict = fisher_divergence,
 ) -> SearchResult:
     """Search a setting that meets the constraints.
 
@@ -132,133 +228,40 @@ def run_search(
         options: levels, selection, early decisions.
         journal: continues a killed search.
         stage, advance, announce: progress: a stage with its expected number of evaluations, work done, a line.
+        predict: gives the predicted costs of matrices to methods that need them.
 
     Raises:
         InfeasibleError: no setting meets every constraint; the message says what would.
     """
     begun = time.monotonic()
-    hierarchy, space = evaluator.hierarchy, LevelMap(evaluator.store.model.config)
-    levels = options.levels
-    _refuse_hopeless(evaluator, constraints, levels, space)
+    refuse_hopeless(evaluator, constraints, options.levels, LevelMap(evaluator.store.model.config))
     stage("float model on the search items", 1.0)
     reference = float_reference(evaluator, model_digest, advance)
     base = quality(reference.scores)
-    stage("sensitivity of every block", 1.0)
-    n_sensitivity = SENSITIVITY_ITEMS[evaluator.kind]
-    table = measure_sensitivity(evaluator, reference.scores, levels, space, journal, n_sensitivity, advance)
-
     judge = Judge(evaluator, reference.scores, constraints, journal, early=options.early)
-    n_modules = len(hierarchy.modules)
-    totals = {"global": len(levels), "block": len(hierarchy.blocks) * 2, "module": n_modules}
-    shown: list[str] = []
-
-    def judged(setting: Setting, tier: str, step: str) -> Trial:
-        if tier not in shown:
-            shown.append(tier)
-            stage(f"search, {tier} tier", totals[tier])
-        trial = judge.judge(setting, tier, step)
-        advance(1.0)
-        return trial
-
-    trials = TieredSearch(hierarchy, levels, space, judged, table, announce).run()
+    search = _Search(evaluator, judge, constraints, options, journal, base, stage, advance, announce, predict)
+    trials = search.run()
     stage("selection", 1.0)
-    trials += _nearest_that_fits(judge, trials, levels, space)
-    selected = _select(judge, trials, options)
+    trials += nearest_that_fits(judge, trials, options.levels, search.space)
+    # a front answers with its own points, so that asking it later gives the same
+    pool = list(search.front) if search.front else trials
+    selected = select_best(judge, pool, options.mu)
     if selected is None:
-        raise _infeasible(judge, trials, constraints)
+        raise explain_infeasible(judge, trials, constraints)
     chosen, chosen_scores = selected
-    candidates = rank_candidates(trials, hierarchy.float32_bytes, options.mu, evaluator.kind)
+    candidates = rank_candidates(pool, evaluator.hierarchy.float32_bytes, options.mu, evaluator.kind)
     return SearchResult(
-        chosen,
-        chosen_scores,
-        tuple(candidates),
-        tuple(trials),
-        tuple(table),
-        reference,
-        base,
-        evaluator.cost,
-        journal.replayed,
-        time.monotonic() - begun,
-    )
-
-
-def _refuse_hopeless(
-    evaluator: Evaluator, constraints: Constraints, levels: Sequence[Level], space: LevelMap
-) -> None:
-    """Before any work: does even the smallest setting exceed a budget?
-
-    Weights and process peak need not be smallest at one level, so each limit is held against its own smallest.
-    """
-    hierarchy = evaluator.hierarchy
-    settings = [space.setting(hierarchy, level) for level in levels]
-    limits = (
-        (replace(constraints, memory_budget_bytes=None), weight_bytes),
-        (replace(constraints, weights_budget_bytes=None), predict_peak_rss_bytes),
-    )
-    for limit, measure in limits:
-        smallest = min(settings, key=lambda setting: measure(hierarchy, setting))
-        violation = limit.memory_violation(hierarchy, smallest)
-        if violation is not None:
-            raise InfeasibleError(
-                "no setting can fit the memory constraint",
-                where=f"smallest setting ({smallest.describe()})",
-                found=violation,
-                hint="raise the budget, or allow narrower widths with --levels on a profile whose runtime runs them",
-            )
-
-
-def _nearest_that_fits(
-    judge: Judge, trials: Sequence[Trial], levels: Sequence[Level], space: LevelMap
-) -> list[Trial]:
-    """Where nothing that was tried fits the memory: the widest level that does, on every item."""
-    if any(trial.memory_violation is None for trial in trials):
-        return []
-    hierarchy = judge.evaluator.hierarchy
-    for level in levels:
-        setting = space.setting(hierarchy, level)
-        if judge.constraints.memory_violation(hierarchy, setting) is None:
-            return [judge.judge(setting, "nearest", f"all blocks at {level}", full=True)]
-    return []
-
-
-def _select(judge: Judge, trials: list[Trial], options: SearchOptions) -> tuple[Trial, Scores] | None:
-    """The best candidate on every item, with its scores; evaluations that this takes are added to the trials.
-
-    A candidate that stopped early competes with the best score that its error allows, so that none is passed over.
-    """
-    float_bytes, kind = judge.evaluator.hierarchy.float32_bytes, judge.evaluator.kind
-    finals: dict[Setting, Scores] = {}
-    while candidates := rank_candidates(trials, float_bytes, options.mu, kind, SIGMAS):
-        best = candidates[0]
-        if best.setting in finals:
-            return best, finals[best.setting]
-        trials.append(judge.judge(best.setting, "final", f"{best.step}, all items", full=True))
-        finals[best.setting] = judge.last
-    return None
-
-
-def _infeasible(judge: Judge, trials: Sequence[Trial], constraints: Constraints) -> InfeasibleError:
-    """The nearest settings on each side, and what would make one feasible."""
-    known = most_complete(trials)
-    good = [trial for trial in known if trial.performance_ok]
-    fitting = [trial for trial in known if trial.memory_violation is None]
-    unit = "perplexity" if judge.evaluator.kind == "language_model" else "points"
-    parts, hints = ["nothing that was tried performs"], []
-    if good:
-        near = min(good, key=lambda trial: trial.weight_bytes)
-        size = f"{near.weight_bytes / 1e6:.2f} MB"
-        parts = [f"nearest that performs: {near.setting.describe()} at {size} ({near.memory_violation})"]
-        hints.append("raise the memory budget to at least what that setting needs")
-    if fitting:
-        near = min(fitting, key=lambda trial: trial.comparison.upper)
-        result = near.comparison
-        parts.append(
-            f"nearest that fits: {near.setting.describe()} with degradation {result.degradation:+.3f} {unit} "
-            f"(upper bound {result.upper:+.3f}, limit {constraints.max_degradation:g})"
-        )
-        hints.append(f"allow at least {max(result.upper, 0):.2f} {unit}")
-    else:
-        parts.append("no level fits with all blocks at it")
-    return InfeasibleError(
-        "no setting meets every constraint", found="; ".join(parts), hint=" or ".join(hints) or None
+        chosen=chosen,
+        chosen_scores=chosen_scores,
+        candidates=tuple(candidates),
+        trials=tuple(trials),
+        sensitivity=tuple(search.sensitivity),
+        reference=reference,
+        base=base,
+        cost=evaluator.cost,
+        replayed=journal.replayed,
+        seconds=time.monotonic() - begun,
+        replayed_tokens=journal.replayed_tokens,
+        predictions=tuple(search.predictions),
+        front=tuple(search.front),
     )

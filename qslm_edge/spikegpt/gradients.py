@@ -1,4 +1,4 @@
-"""The two recurrences with gradients, for tuning: the same values as recurrence.py, and what flows back through time.
+"""The two recurrences with gradients, for tuning and prediction: the values of recurrence.py, and what flows back.
 
 SRWKV: with the running maximum p taken as a constant (its value cancels out of y), the step is linear in its state,
 a' = f1 a + f2 v and b' = f1 b + f2, so every factor is computed for all steps at once and only two multiply-adds a step

@@ -15,6 +15,7 @@ from qslm_edge.runner.text import json_ready
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.run import SearchResult, run_search
+from qslm_edge.steps.front import FILE, describe_front
 from qslm_edge.steps.prepare import Plan
 
 __all__ = ["analyse", "find_setting", "write_json"]
@@ -99,7 +100,10 @@ def find_setting(
         table = {
             "levels": [str(level) for level in plan.options.levels],
             "cells": [c.to_dict() for c in result.sensitivity],
+            "modules": [c.to_dict() for c in result.predictions],
         }
+        if result.front:
+            write_json(out / FILE, describe_front(plan, items, result))
         write_json(
             out / "sensitivity.json",
             {"schema": "qslm-edge/sensitivity/1", **plan.fingerprint_parts(items), **table},

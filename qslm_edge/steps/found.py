@@ -27,10 +27,8 @@ __all__ = ["FILE", "SCHEMA", "Found", "describe_search", "journaled_scores", "re
 
 FILE, SCHEMA = "search.json", "qslm-edge/search/1"
 _REPORT_SCHEMA = "qslm-edge/report/1"
-_ACCOUNTING = {
-    "tiered": "packed codes, scales, zero points and all float tensors, as the exporter writes them",
-    "qslm": "parameters × bits, scales and zero points not counted (the paper's accounting)",
-}
+_PACKED = "packed codes, scales, zero points and all float tensors, as the exporter writes them"
+_PAPER = "parameters × bits, scales and zero points not counted (the paper's accounting)"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def describe_search(plan: Plan, items: Items, result: SearchResult, evaluator: E
         "schema": SCHEMA,
         "tool_version": __version__,
         "deployable": plan.recipe.method != "qslm",
-        "accounting": _ACCOUNTING[plan.recipe.method],
+        "accounting": _PAPER if plan.recipe.method == "qslm" else _PACKED,
         "recipe": _plain(plan.recipe),
         "model": analyse(plan),
         "profile": {"id": plan.profile.id, "name": plan.profile.name, "digest": plan.profile.digest},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from qslm_edge.metrics import Scores
 from qslm_edge.quantize.levels import Level, Setting
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.evaluator import Evaluator, Stop, TopTokens
+from qslm_edge.search.fisher import Cell
 from qslm_edge.spikegpt import SpikeGPT, SpikeGPTConfig, build_hierarchy, load_checkpoint
 from qslm_edge.spikegpt.hierarchy import Head
 
@@ -178,3 +179,22 @@ def level_cost(level: Level) -> float:
 def landscape() -> type[Landscape]:
     """The class of evaluators with drawn losses."""
     return Landscape
+
+
+def drawn_costs(evaluator: Evaluator, cells: Sequence[Cell]) -> list[Scores]:
+    """What a landscape really charges for each matrix, in the place of a prediction."""
+    assert isinstance(evaluator, Landscape)
+    n = 4
+    ones, none = np.ones(n, np.int64), np.zeros(n, np.int64)
+    return [
+        Scores(
+            evaluator.kind, np.arange(n), np.full(n, evaluator.costs[m.name] * level_cost(level)), ones, none
+        )
+        for m, level in cells
+    ]
+
+
+@pytest.fixture(scope="session")
+def true_costs() -> Callable[[Evaluator, Sequence[Cell]], list[Scores]]:
+    """A prediction that is right, for landscapes."""
+    return drawn_costs

@@ -65,6 +65,7 @@ def answer(result: SearchResult) -> dict[str, Any]:
         "cost",
         "seconds",
         "replayed",
+        "replayed_tokens",
         "reference",
         "chosen_scores",
     }

@@ -1,0 +1,200 @@
+"""How small each method makes the reference model under each limit, and what that costs in quality and work.
+
+One line a row: method × task × limit on one board (x86-cpu, whose runtime runs 2 bits). The metric of the report items
+decides: nothing was chosen on them. `qslm` is the paper's scheme, simulated per-tensor levels with memory counted as
+parameters × bits; its bytes leave out what a file must hold, so the line beside ours flatters it.
+
+Each row keeps its searches in a directory of its own and its result in row.json there: stopped and started again, the
+table goes on where it was. Delete a directory to measure its row anew.
+
+    make bench BENCH=compression
+    python benchmarks/bench_compression.py --rows budgeted --report-windows 100 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qslm_edge import __version__
+from qslm_edge.deploy import open_run
+from qslm_edge.errors import InfeasibleError
+from qslm_edge.items import Items
+from qslm_edge.metrics import Paired, Scores, paired, quality
+from qslm_edge.progress import Silent
+from qslm_edge.quantize.levels import Setting
+from qslm_edge.recipe import make_recipe, write_recipe
+from qslm_edge.search.evaluator import Evaluator
+from qslm_edge.search.journal import fingerprint
+from qslm_edge.search.reference import float_reference
+from qslm_edge.steps.find import find_setting, write_json
+from qslm_edge.steps.prepare import Plan, prepare
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        method: a name for people, also of the directory.
+        task: wikitext2 or sst2.
+        limit: perplexity increase, or accuracy drop in points.
+        choices: what the recipe says beside profile, task and limit.
+    """
+
+    method: str
+    task: str
+    limit: float
+    choices: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.task}-{self.limit:g}"
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "budgeted": {"method": "budgeted"},
+    "tiered": {"method": "tiered"},
+    "qslm": {"method": "qslm"},
+}
+"""A further method is a line here: what its recipe says."""
+CASES = (("wikitext2", 1.0), ("wikitext2", 4.0), ("sst2", 1.0), ("sst2", 3.0))
+ROWS = tuple(Row(method, *case, choices) for case in CASES for method, choices in METHODS.items())
+
+
+def measure(row: Row, profile: str, report_windows: int | None, out: Path) -> dict[str, Any]:
+    """Search and score one row, or read what was measured before.
+
+    Args:
+        row: what to measure.
+        profile: the board.
+        report_windows: report items of a language model; None takes all.
+        out: directory of the table.
+    """
+    limits = {"report_windows": report_windows} if row.task == "wikitext2" else {}
+    recipe = make_recipe(profile=profile, task=row.task, max_degradation=row.limit, **limits, **row.choices)
+    plan, place = prepare(recipe), out / row.name
+    identity = fingerprint(
+        {"recipe": recipe.model_dump(mode="json"), "model": plan.digest, "version": __version__}
+    )
+    path = place / "row.json"
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if known["identity"] == identity:
+            return known
+    with open_run(place):
+        write_recipe(recipe, place / "recipe.toml")
+        found = {"identity": identity, **_head(row, profile), **_measure(plan, place)}
+        write_json(path, found)
+    return found
+
+
+def _head(row: Row, profile: str) -> dict[str, Any]:
+    return {"method": row.method, "task": row.task, "limit": row.limit, "profile": profile}
+
+
+def _measure(plan: Plan, place: Path) -> dict[str, Any]:
+    items = plan.items("search")
+    float_reference(Evaluator(plan.store(), items, reuse=False), plan.digest)  # no row pays for it alone
+    begun = time.perf_counter()
+    try:
+        result, _ = find_setting(plan, items, place, Silent())
+    except InfeasibleError as error:
+        return {"infeasible": str(error)}
+    seconds = time.perf_counter() - begun
+    chosen = result.chosen
+    return {
+        "infeasible": None,
+        "setting": chosen.setting.to_dict(),
+        "summary": chosen.setting.describe(),
+        "deployable": plan.recipe.method != "qslm",
+        "weight_bytes": chosen.weight_bytes,
+        "reduction": 1 - chosen.weight_bytes / plan.hierarchy.float32_bytes,
+        "unit": "perplexity" if plan.task.kind == "language_model" else "%",
+        "search": _metrics(result.reference.scores, result.chosen_scores),
+        "report": _report(plan, chosen.setting),
+        "cost": {**asdict(result.cost), "replayed_tokens": result.replayed_tokens, "seconds": seconds},
+    }
+
+
+def _report(plan: Plan, setting: Setting) -> dict[str, Any]:
+    """Float model and setting on the report items, which steered nothing."""
+    items: Items = plan.items("report")
+    evaluator = Evaluator(plan.store(), items, reuse=False)
+    reference = float_reference(evaluator, plan.digest).scores
+    return _metrics(reference, evaluator.evaluate(setting))
+
+
+def _metrics(reference: Scores, scores: Scores) -> dict[str, Any]:
+    change: Paired = paired(reference, scores, quality(reference).value)
+    return {
+        "float": asdict(quality(reference)),
+        "quantised": asdict(quality(scores)),
+        "change": asdict(change),
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as text."""
+    columns = ("task", "limit", "method", "memory", "search items", "report items", "tokens", "seconds")
+    table = [columns]
+    for row in rows:
+        head = (row["task"], f"{row['limit']:g}", row["method"])
+        if row["infeasible"]:
+            table.append((*head, "none found", "", "", "", ""))
+            continue
+        label = f"-{100 * row['reduction']:.2f} %" + ("" if row["deployable"] else " *")
+        cost = row["cost"]
+        tokens = f"{cost['tokens']:,}" + (
+            f" + {cost['replayed_tokens']:,}" if cost["replayed_tokens"] else ""
+        )
+        metrics = (_metric(row["search"]), _metric(row["report"]))
+        table.append((*head, label, *metrics, tokens, f"{cost['seconds']:.0f}"))
+    widths = [max(len(line[at]) for line in table) for at in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+    notes = [
+        "metric: quantised, and its change to float ± paired standard error; a drop counts as a positive change",
+        "tokens: scored in the search, + replayed from an earlier, stopped one; * simulated, counted as the paper does",
+    ]
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def _metric(found: dict[str, Any]) -> str:
+    change = found["change"]
+    return (
+        f"{found['quantised']['value']:.2f} ({change['degradation']:+.2f} ± {change['standard_error']:.2f}, "
+        f"n {change['n_items']})"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Memory and quality by method, task and limit.")
+    parser.add_argument("--profile", default="x86-cpu")
+    parser.add_argument("--rows", default="", help="only rows whose name holds this, e.g. budgeted-sst2")
+    parser.add_argument("--report-windows", type=int, help="WikiText-2 report windows; all")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-compression"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    for row in ROWS:
+        if options.rows not in row.name:
+            continue
+        sys.stderr.write(f"{row.name} ...\n")
+        rows.append(measure(row, options.profile, options.report_windows, options.out))
+    if options.json:
+        sys.stdout.write(
+            json.dumps({"schema": "qslm-edge/bench-compression/1", "rows": rows}, indent=1) + "\n"
+        )
+    else:
+        sys.stdout.write(show(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
