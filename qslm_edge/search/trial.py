@@ -95,6 +95,17 @@ class Judge:
         self.last: Scores = reference
         """Scores of the setting judged last."""
 
+    purpose = "search"
+    """Under what the journal keeps the evaluations."""
+
+    def _key(self, setting: Setting) -> str:
+        """Names an evaluation in the journal."""
+        return fingerprint(setting.to_dict())
+
+    def _evaluator(self, setting: Setting) -> Evaluator:
+        """What scores a setting."""
+        return self.evaluator
+
     def decision(self, scores: Scores) -> bool | None:
         """Whether the whole set will meet the performance limit; None while it is not clear."""
         return predict_full(
@@ -127,15 +138,14 @@ class Judge:
             tier, step: for the record.
             full: score every item even if the decision is clear before.
         """
-        key = fingerprint(setting.to_dict())
-        scores = self.journal.get("search", key)
-        whole = full or not self.early
+        key, whole = self._key(setting), full or not self.early
+        scores = self.journal.get(self.purpose, key)
         if scores is not None:
             scores = self._as_evaluated(scores, whole)
         if scores is None:
             stop = None if whole else self._stop
-            scores = self.evaluator.evaluate(setting, stop, on_batch=self.on_work)
-            self.journal.put("search", key, setting.to_dict(), scores)
+            scores = self._evaluator(setting).evaluate(setting, stop, on_batch=self.on_work)
+            self.journal.put(self.purpose, key, setting.to_dict(), scores)
         self.last = scores
         comparison = paired(self.reference, scores, self.base.value)
         hierarchy = self.evaluator.hierarchy

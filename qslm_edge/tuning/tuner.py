@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qslm_edge import __version__
 from qslm_edge.errors import EnvironmentFault, GateError
 from qslm_edge.items import CHUNK_ITEMS, Batch, Items, batches
 from qslm_edge.quantize.levels import Setting
@@ -29,7 +30,7 @@ from qslm_edge.tuning.objective import Objective
 from qslm_edge.tuning.options import TuneOptions
 from qslm_edge.tuning.student import Student
 
-__all__ = ["Tuned", "tune"]
+__all__ = ["Tuned", "tune", "tuning_mark"]
 
 SAVE_EVERY_S = 60.0
 BETAS = (0.9, 0.98)
@@ -103,17 +104,7 @@ def tune(
     """
     begun = time.monotonic()
     run = _Run(store, setting, items, options)
-    mark = fingerprint(
-        {
-            "model": model_digest,
-            "setting": setting.to_dict(),
-            "items": items.digest,
-            "head": store.hierarchy.head,
-            "options": options.to_dict(),
-            "device": store.model.device.type,
-            "quantiser": QUANTISER,
-        }
-    )
+    mark = tuning_mark(store, setting, items, options, model_digest)
     before = run.divergence(run.feed.trained_sample()), run.divergence(run.feed.held_out())
     first = (load_state(state, run.tensors(), mark) if state is not None else None) or 0
     saved = time.monotonic()
@@ -144,6 +135,24 @@ def tune(
         trained=(before[0], after[0]),
         held_out=(before[1], after[1]),
         seconds=time.monotonic() - begun,
+    )
+
+
+def tuning_mark(
+    store: WeightStore, setting: Setting, items: Items, options: TuneOptions, model_digest: str
+) -> str:
+    """Fingerprint of all that the weights of a tuning run depend on."""
+    return fingerprint(
+        {
+            "model": model_digest,
+            "setting": setting.to_dict(),
+            "items": items.digest,
+            "head": store.hierarchy.head,
+            "options": options.to_dict(),
+            "device": store.model.device.type,
+            "quantiser": QUANTISER,
+            "version": __version__,
+        }
     )
 
 
