@@ -114,20 +114,35 @@ class SpikeGPTGraph:
             return g.one("Reshape", [codes, g.constant([0, 0, c])], name="emb.bits")
         if packed.scales is None or packed.zeros is None:
             raise ValueError("a packed embedding has scales and zero points")
-        scales, zeros = g.weight("emb.scales", packed.scales), g.weight("emb.zeros", packed.zeros)
         groups = packed.scales.shape[1]
         codes = g.one("Reshape", [codes, g.constant([0, 0, groups, c // groups])], name="emb.groups")
-        zero_rows = g.one(
-            "Cast", [g.one("Gather", [zeros, tokens], name="emb.zero_rows")], name="emb.zero_float", to=1
-        )
-        zero = g.one("Unsqueeze", [zero_rows, g.constant([-1])], name="emb.zero")
-        scale = g.one(
-            "Unsqueeze",
-            [g.one("Gather", [scales, tokens], name="emb.scale_rows"), g.constant([-1])],
-            name="emb.scale",
-        )
+        zero_rows = self._zero_rows(packed.zeros, bits, groups, tokens)
+        zero_float = g.one("Cast", [zero_rows], name="emb.zero_float", to=onnx.TensorProto.FLOAT)
+        zero = g.one("Unsqueeze", [zero_float, g.constant([-1])], name="emb.zero")
+        scale_rows = g.one("Gather", [g.weight("emb.scales", packed.scales), tokens], name="emb.scale_rows")
+        if packed.scales.dtype == np.float16:
+            scale_rows = g.one("Cast", [scale_rows], name="emb.scale_float", to=onnx.TensorProto.FLOAT)
+        scale = g.one("Unsqueeze", [scale_rows, g.constant([-1])], name="emb.scale")
         values = g.one("Mul", [g.one("Sub", [codes, zero], name="emb.centred"), scale], name="emb.values")
         return g.one("Reshape", [values, g.constant([0, 0, c])], name="emb.out")
+
+    def _zero_rows(self, zeros: NDArray[np.uint8], bits: int, groups: int, tokens: str) -> str:
+        """Zero points [T, B, groups] of the rows in use, as bytes."""
+        g = self.graph
+        rows = g.one("Gather", [g.weight("emb.zeros", zeros), tokens], name="emb.zero_rows")
+        if bits == 8:
+            return rows
+        shifts = g.constant(np.arange(0, 8, bits), np.uint8)
+        columns = g.one("Unsqueeze", [rows, g.constant([-1])], name="emb.zero_bytes")
+        shifted = g.one("BitShift", [columns, shifts], name="emb.zero_shift", direction="RIGHT")
+        fields = g.one("BitwiseAnd", [shifted, g.constant(2**bits - 1, np.uint8)], name="emb.zero_mask")
+        flat = g.one("Reshape", [fields, g.constant([0, 0, zeros.shape[1] * 8 // bits])], name="emb.zero_all")
+        if zeros.shape[1] * 8 // bits == groups:
+            return flat
+        # a row ends at a byte: what is left of its last one belongs to no group
+        return g.one(
+            "Slice", [flat, g.constant([0]), g.constant([groups]), g.constant([2])], name="emb.zero_used"
+        )
 
     def _language_model(
         self, x: str, spikes: str
@@ -308,12 +323,13 @@ class SpikeGPTGraph:
         g, module, level = self.graph, packed.module, packed.level
         if packed.scales is None or packed.zeros is None:
             raise ValueError(f"{module.name}: packed codes without scales")
-        inputs = [
-            x,
-            g.weight(f"{module.name}.codes", packed.data),
-            g.weight(f"{module.name}.scales", packed.scales),
-            g.weight(f"{module.name}.zeros", packed.zeros),
-        ]
+        codes, scales = (
+            g.weight(f"{module.name}.{part}", array)
+            for part, array in (("codes", packed.data), ("scales", packed.scales))
+        )
+        if packed.scales.dtype == np.float16:  # folded when the model loads: the kernel takes float32
+            scales = g.one("Cast", [scales], name=f"{module.name}.scales_float", to=onnx.TensorProto.FLOAT)
+        inputs = [x, codes, scales, g.weight(f"{module.name}.zeros", packed.zeros)]
         g.node(
             "MatMulNBits",
             inputs,

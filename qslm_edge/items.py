@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from qslm_edge.errors import BundleError, DataError, OutputError, UsageError
 
 __all__ = ["CHUNK_ITEMS", "MAX_FILE_BYTES", "SCHEMA_VERSION", "Batch", "Items", "Split", "batches"]
 
-Split = Literal["search", "report"]
+Split = Literal["search", "report", "train"]
 
 SCHEMA = "qslm-edge items"
 SCHEMA_VERSION = 1
@@ -59,7 +59,7 @@ class Items:
 
     Attributes:
         task: name of the task, "wikitext2" or "sst2".
-        split: "search" steers the search, "report" gives the verdict.
+        split: "search" steers the search, "report" gives the verdict, "train" calibrates and tunes and judges nothing.
         tokens: int32 [n_tokens], all items one after the other.
         offsets: int64 [n_items + 1], item i is tokens[offsets[i]:offsets[i + 1]].
         targets: int32 [n_tokens], the token that follows each input token (language model), else None.
@@ -219,7 +219,7 @@ class Items:
         """What is wrong with the arrays, whatever the vocabulary; None if nothing is."""
         if self.n_items == 0 or self.n_tokens == 0:
             return "no items"
-        if not isinstance(self.task, str) or not self.task or self.split not in ("search", "report"):
+        if not isinstance(self.task, str) or not self.task or self.split not in get_args(Split):
             return f"task or split unknown: {self.task!r}, {self.split!r}"
         if self.offsets[0] != 0 or self.offsets[-1] != self.n_tokens:
             return "the offsets do not cover the tokens"

@@ -60,6 +60,16 @@ class Recipe(BaseModel):
     group_size: Literal[32, 64, 128] | None = Field(
         None, description="Group size of levels given as bare widths."
     )
+    quantiser: Literal["rtn", "hqq", "gptq"] | None = Field(
+        None, description="Quantiser of packed levels; absent: gptq with calibration data, else rtn."
+    )
+    calibration_data: str | None = Field(
+        None,
+        description="Training data of the model for gptq; `embedded`, or absent with the embedded model, takes ours.",
+    )
+    calibration_tokens: Positive | None = Field(
+        None, le=100_000_000, description="Tokens to calibrate on; absent: 32768."
+    )
     max_degradation: float | None = Field(
         None, ge=0, le=1e6, description="Perplexity increase or accuracy points allowed."
     )

@@ -11,6 +11,8 @@ from qslm_edge.errors import UsageError
 from qslm_edge.units import parse_bytes
 
 __all__ = [
+    "CalibrationData",
+    "CalibrationTokens",
     "Embedding",
     "Group",
     "Levels",
@@ -23,6 +25,7 @@ __all__ = [
     "Power",
     "Profile",
     "Provider",
+    "QuantiserName",
     "RecipeFile",
     "ReportData",
     "ReportWindows",
@@ -161,6 +164,32 @@ Group = Annotated[
     int | None,
     typer.Option(
         "--group-size", help="Group size of levels given as bare widths: 32, 64 or 128.", show_default=False
+    ),
+]
+QuantiserName = Annotated[
+    str | None,
+    typer.Option(
+        "--quantiser",
+        help="rtn, hqq or gptq. [dim]Default: gptq where there is calibration data, else rtn.[/dim]",
+        show_default=False,
+    ),
+]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration-data",
+        help="Training data of the model for gptq, in the formats of --search-data, or `embedded`. "
+        "[dim]Default: embedded, for the embedded model.[/dim]",
+        show_default=False,
+    ),
+]
+CalibrationTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-tokens",
+        min=1,
+        help="Tokens to calibrate on. [dim]Default: 32768.[/dim]",
+        show_default=False,
     ),
 ]
 Mu = Annotated[

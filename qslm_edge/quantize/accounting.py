@@ -27,8 +27,7 @@ def matrix_bytes(module: Module, level: Level) -> int:
         return module.n_params * level.bits // 8
     groups = module.columns // (level.group_size or 1)
     codes = module.rows * module.columns * level.bits // 8
-    per_row = groups if module.kind == "embedding" else (groups * level.bits + 7) // 8
-    return codes + module.rows * (4 * groups + per_row)
+    return codes + module.rows * (module.scale_bits // 8 * groups + (groups * level.bits + 7) // 8)
 
 
 def block_bytes(block: Block, setting: Setting) -> int:
@@ -48,20 +47,22 @@ def _resident(module: Module, level: Level) -> int:
         return int((FLOAT16_BYTES if level.bits == 16 else 4) * module.n_params)
     group = level.group_size or 1
     groups = module.columns // group
+    # float16 scales become float32 ones when the model loads, and the pages of the file stay touched
+    half = 2 * groups if module.scale_bits == 16 else 0
     if level.accuracy_level == 0:
-        return module.rows * groups * (group * level.bits // 8)
+        return module.rows * (groups * (group * level.bits // 8) + half)
     # codes, a prepacked scale and a block sum for every group, which 2 bits pad to multiples of four; and the
-    # pages of the original scales
+    # original scales
     padded = -(-groups // 4) * 4 if level.bits == 2 else groups
-    return module.rows * (padded * (level.bits * group // 8 + 8) + groups * 4)
+    return module.rows * (padded * (level.bits * group // 8 + 8) + groups * 4 + half)
 
 
 def _code_bytes(module: Module, level: Level) -> int:
     return module.n_params * level.bits // 8 if level.is_packed else 4 * module.n_params
 
 
-def _mapped_scale_bytes(module: Module, level: Level) -> int:
-    """With float activations the kernel reads the scales from the mapped file while it runs."""
+def _running_scale_bytes(module: Module, level: Level) -> int:
+    """With float activations the kernel reads the float32 scales while it runs."""
     if not level.is_packed or level.accuracy_level:
         return 0
     return 4 * module.rows * (module.columns // (level.group_size or 1))
@@ -77,5 +78,5 @@ def predict_peak_rss_bytes(hierarchy: Hierarchy, setting: Setting) -> int:
     linear = [(m, setting[m.name]) for m in hierarchy.modules if m.kind == "linear"]
     packed = sum(_resident(module, level) for module, level in linear)
     largest = max((_code_bytes(module, level) for module, level in linear), default=0)
-    running = WORKING_BYTES + sum(_mapped_scale_bytes(module, level) for module, level in linear)
+    running = WORKING_BYTES + sum(_running_scale_bytes(module, level) for module, level in linear)
     return BARE_PROCESS_BYTES + packed + SESSION_BYTES + max(largest, running)

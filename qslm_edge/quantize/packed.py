@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qslm_edge.allocator import lasting_array
-from qslm_edge.errors import UsageError
+from qslm_edge.errors import CheckpointError, UsageError
+from qslm_edge.quantize.base import Float, InputStatistics, Quantiser
 from qslm_edge.quantize.levels import Level
 from qslm_edge.quantize.packing import pack_blocked, pack_planar, unpack_blocked, unpack_planar
-from qslm_edge.quantize.rtn import dequantise_groups, quantise_groups
+from qslm_edge.quantize.rtn import Rtn, dequantise_groups
 from qslm_edge.spikegpt.hierarchy import Module
 
 __all__ = ["PackedMatrix", "pack_matrix"]
 
-Float = NDArray[np.float32]
+_NEAREST = Rtn()
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,14 @@ class PackedMatrix:
         level: its precision level.
         data: float32 or float16 [N, K]; blocked codes [N, K/g, g*bits/8] of a linear module; planar codes
             [N, K*bits/8] of an embedding.
-        scales: float32 [N, K/g], None for float and sign levels.
-        zeros: zero points, packed like the codes for a linear module [N, ceil(K/g*bits/8)], one byte each for an
-            embedding [N, K/g].
+        scales: float16 or float32 [N, K/g], as the module says; None for float and sign levels.
+        zeros: zero points, packed along a row: [N, ceil(K/g*bits/8)].
     """
 
     module: Module
     level: Level
     data: NDArray[np.generic]
-    scales: Float | None = None
+    scales: NDArray[np.floating[Any]] | None = None
     zeros: NDArray[np.uint8] | None = None
 
     @property
@@ -58,25 +59,35 @@ class PackedMatrix:
         codes = self.data.astype(np.uint8, copy=False)
         if self.level.bits == 1:
             return unpack_planar(codes, 1).astype(np.float32)
-        bits, scales, zeros = self.level.bits, self.scales, self.zeros
-        if scales is None or zeros is None:
+        bits = self.level.bits
+        if self.scales is None or self.zeros is None:
             raise ValueError(f"{self.module.name}: packed codes without scales")
+        scales = self.scales.astype(np.float32, copy=False)
+        zeros = unpack_blocked(self.zeros, bits, scales.shape[1])
         if self.module.kind == "embedding":
             return dequantise_groups(unpack_planar(codes, bits), scales, zeros)
-        flat = unpack_blocked(codes.reshape(rows, -1), bits, columns)
-        return dequantise_groups(flat, scales, unpack_blocked(zeros, bits, scales.shape[1]))
+        return dequantise_groups(unpack_blocked(codes.reshape(rows, -1), bits, columns), scales, zeros)
 
 
-def pack_matrix(module: Module, weights: Float, level: Level) -> PackedMatrix:
+def pack_matrix(
+    module: Module,
+    weights: Float,
+    level: Level,
+    quantiser: Quantiser = _NEAREST,
+    statistics: InputStatistics | None = None,
+) -> PackedMatrix:
     """Store a matrix at a level.
 
     Args:
         module: which matrix.
         weights: float32 [N, K].
         level: float, packed, or sign (which keeps only w >= 0: lossless for a binary embedding).
+        quantiser: chooses codes, scales and zero points of packed levels.
+        statistics: of the inputs of this matrix, for a quantiser that needs them.
 
     Raises:
         UsageError: when the group size does not divide the columns, fp16 would overflow, or the level is simulated.
+        CheckpointError: a weight is not finite.
     """
     if level.simulated:
         raise UsageError("a simulated level has no stored form", where=module.name, found=level)
@@ -102,10 +113,14 @@ def pack_matrix(module: Module, weights: Float, level: Level) -> PackedMatrix:
             where=module.name,
             found=f"group {group}, {module.columns} columns",
         )
-    codes, scales, zeros = quantise_groups(weights, level.bits, group)
-    if module.kind == "embedding":
-        return PackedMatrix(module, level, pack_planar(codes, level.bits), scales, zeros)
-    blocks = codes.reshape(module.rows, -1, group)
-    return PackedMatrix(
-        module, level, pack_blocked(blocks, level.bits), scales, pack_blocked(zeros, level.bits)
+    if not np.isfinite(weights).all():
+        raise CheckpointError("a weight is not finite", where=module.name)
+    codes, scales, zeros = quantiser.quantise(weights, level.bits, group, statistics)
+    stored: NDArray[np.floating[Any]] = (
+        scales.astype(np.float16) if module.scale_bits == 16 else scales.astype(np.float32, copy=False)
     )
+    packed_zeros = pack_blocked(zeros, level.bits)
+    if module.kind == "embedding":
+        return PackedMatrix(module, level, pack_planar(codes, level.bits), stored, packed_zeros)
+    blocks = codes.reshape(module.rows, -1, group)
+    return PackedMatrix(module, level, pack_blocked(blocks, level.bits), stored, packed_zeros)

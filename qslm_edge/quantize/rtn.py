@@ -9,13 +9,22 @@ deterministic, pure functions on arrays.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["dequantise_groups", "quantise_groups"]
+from qslm_edge.quantize.base import Codes, Float, InputStatistics, Quantised, Quantiser
 
-Float = NDArray[np.float32]
-Codes = NDArray[np.uint8]
+__all__ = [
+    "Rtn",
+    "check_groups",
+    "dequantise_groups",
+    "normalised_groups",
+    "quantise_groups",
+    "round_to_bfloat16",
+]
 
 SHRINKS = {
     8: (1.0, 0.97, 0.94),
@@ -25,22 +34,40 @@ SHRINKS = {
 """Ranges tried, as a share of the full one; the optimum lies lower the fewer levels there are."""
 
 
-def _round_to_bfloat16(x: Float) -> Float:
+def round_to_bfloat16(x: Float) -> Float:
     """Nearest value with an 8-bit significand (ties away from zero), so that truncation to bfloat16 is exact."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _candidate(groups: Float, low: Float, high: Float, bits: int) -> tuple[Codes, Float, Codes]:
+def check_groups(matrix: Float, group_size: int) -> None:
+    """Raise ValueError unless the group size divides the columns and every weight is finite."""
+    if matrix.shape[1] % group_size:
+        raise ValueError(f"group size {group_size} does not divide {matrix.shape[1]} columns")
+    if not np.isfinite(matrix).all():
+        raise ValueError("weights that are not finite")
+
+
+def normalised_groups(matrix: Float, group_size: int) -> tuple[Float, NDArray[np.int32]]:
+    """Groups [N, G, g] brought near 1 by a power of two each, and its exponents [N, G].
+
+    That rounds nothing, and no square of a weight overflows or vanishes.
+    """
+    groups = np.ascontiguousarray(matrix, np.float32).reshape(matrix.shape[0], -1, group_size)
+    exponent: NDArray[np.int32] = np.frexp(np.abs(groups).max(-1))[1]
+    return np.ldexp(groups, -exponent[..., None]), exponent
+
+
+def _candidate(groups: Float, low: Float, high: Float, bits: int) -> Quantised:
     top = np.float32(2**bits - 1)
-    scale = _round_to_bfloat16((high - low) / top)
+    scale = round_to_bfloat16((high - low) / top)
     safe = np.where(scale > 0, scale, np.float32(1))
     zero = np.clip(np.rint(-low / safe), 0, top)
     codes = np.clip(np.rint(groups / safe[..., None]) + zero[..., None], 0, top)
     return codes.astype(np.uint8), scale, zero.astype(np.uint8)
 
 
-def quantise_groups(matrix: Float, bits: int, group_size: int) -> tuple[Codes, Float, Codes]:
+def quantise_groups(matrix: Float, bits: int, group_size: int) -> Quantised:
     """Quantise a matrix row by row in groups of columns.
 
     Args:
@@ -53,22 +80,13 @@ def quantise_groups(matrix: Float, bits: int, group_size: int) -> tuple[Codes, F
         has scale 0.
 
     Raises:
-        ValueError: when group_size does not divide K.
+        ValueError: when group_size does not divide K, or a weight is not finite.
     """
-    rows, columns = matrix.shape
-    if columns % group_size:
-        raise ValueError(f"group size {group_size} does not divide {columns} columns")
-    groups = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // group_size, group_size)
+    check_groups(matrix, group_size)
+    groups, exponent = normalised_groups(matrix, group_size)
     # the range must hold 0, so that an exact zero stays exact and the zero point fits
     low = np.minimum(groups.min(axis=-1), 0)
     high = np.maximum(groups.max(axis=-1), 0)
-    # a power of two brings every group near 1 without rounding, so that no square overflows or vanishes
-    exponent = np.frexp(np.maximum(high, -low))[1]
-    groups, low, high = (
-        np.ldexp(groups, -exponent[..., None]),
-        np.ldexp(low, -exponent),
-        np.ldexp(high, -exponent),
-    )
     best_error = np.full(low.shape, np.inf, np.float32)
     codes = np.zeros(groups.shape, np.uint8)
     scales, zeros = np.zeros(low.shape, np.float32), np.zeros(low.shape, np.uint8)
@@ -81,7 +99,24 @@ def quantise_groups(matrix: Float, bits: int, group_size: int) -> tuple[Codes, F
         best_error = np.where(better, error, best_error)
         codes[better] = trial[better]
         scales, zeros = np.where(better, scale, scales), np.where(better, zero, zeros)
-    return codes.reshape(rows, columns), _round_to_bfloat16(np.ldexp(scales, exponent)), zeros
+    return codes.reshape(matrix.shape), round_to_bfloat16(np.ldexp(scales, exponent)), zeros
+
+
+@dataclass(frozen=True)
+class Rtn(Quantiser):
+    """Round to nearest with clipping; the range of least squared error."""
+
+    name: ClassVar[str] = "rtn"
+    version: ClassVar[int] = 1
+
+    def quantise(
+        self,
+        matrix: Float,
+        bits: int,
+        group_size: int,
+        statistics: InputStatistics | None = None,  # noqa: ARG002 - data-free
+    ) -> Quantised:
+        return quantise_groups(matrix, bits, group_size)
 
 
 def dequantise_groups(codes: Codes, scales: Float, zeros: Codes) -> Float:

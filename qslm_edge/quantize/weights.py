@@ -8,6 +8,8 @@ threshold units amplify what would otherwise look small.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qslm_edge.allocator import lasting
+from qslm_edge.quantize.base import Quantiser
+from qslm_edge.quantize.calibrate import Statistics
 from qslm_edge.quantize.levels import SIGN, Level, Setting
 from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
+from qslm_edge.quantize.rtn import Rtn
 from qslm_edge.quantize.simulated import simulate_per_tensor
 from qslm_edge.spikegpt.hierarchy import Hierarchy, Module
 from qslm_edge.spikegpt.model import SpikeGPT
 
-__all__ = ["QUANTISER", "QuantisedWeights", "WeightStore", "round_activations"]
+__all__ = ["QuantisedWeights", "WeightStore", "round_activations"]
 
-QUANTISER = "rtn-mse/1"
-"""Name and version of the quantiser; part of every fingerprint."""
 SMALLEST_PEAK = 128 / torch.finfo(torch.float32).max
 
 
@@ -47,14 +50,30 @@ class WeightStore:
         model: the float model.
         hierarchy: its blocks and modules with the head in use.
         cache_bytes: limit for dequantised tensors kept in memory.
+        quantiser: chooses the codes of packed levels.
+        statistics: gives the input statistics of the linear modules; asked for once, when a quantiser needs them.
     """
 
-    def __init__(self, model: SpikeGPT, hierarchy: Hierarchy, cache_bytes: int = 512 * 2**20) -> None:
+    def __init__(
+        self,
+        model: SpikeGPT,
+        hierarchy: Hierarchy,
+        cache_bytes: int = 512 * 2**20,
+        *,
+        quantiser: Quantiser | None = None,
+        statistics: Callable[[], Statistics] = dict,
+    ) -> None:
         self.model, self.hierarchy = model, hierarchy
+        self.quantiser = quantiser or Rtn()
+        self._measure = statistics
         self.modules: dict[str, Module] = {module.name: module for module in hierarchy.modules}
         self._packed: dict[tuple[str, Level], PackedMatrix] = {}
         self._dense: OrderedDict[tuple[str, Level], Tensor] = OrderedDict()
         self._dense_bytes, self._cache_bytes = 0, cache_bytes
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return self._measure() if self.quantiser.needs_statistics else {}
 
     def packed(self, name: str, level: Level) -> PackedMatrix:
         """The stored form of a matrix. Packed and sign forms are kept, float forms are made anew."""
@@ -62,11 +81,23 @@ class WeightStore:
         if found is None:
             module = self.modules[name]
             weights = self.model.tensors[module.key].detach().cpu().numpy()
-            found = pack_matrix(module, weights, level)
+            moments = self._statistics.get(name) if level.is_packed else None
+            found = pack_matrix(module, weights, level, self.quantiser, moments)
             if not level.is_float:
                 found = found.lasting()
                 self._packed[name, level] = found
         return found
+
+    def tuned(self, model: SpikeGPT, packed: Mapping[str, PackedMatrix]) -> WeightStore:
+        """A store of another model of the same shape, some of whose matrices are packed already.
+
+        Args:
+            model: float tensors; for matrices that are packed, the values that they stand for.
+            packed: by module; used at their own level.
+        """
+        store = WeightStore(model, self.hierarchy, self._cache_bytes, quantiser=self.quantiser)
+        store._packed = {(name, matrix.level): matrix for name, matrix in packed.items()}
+        return store
 
     def dense(self, name: str, level: Level) -> Tensor:
         """The float32 values of a matrix at a level, on the model's device."""

@@ -1,4 +1,4 @@
-"""Where the embedded reference lies: one small SpikeGPT and the evaluation sets that judge it.
+"""Where the embedded reference lies: one small SpikeGPT, the sets that judge it and those that calibrate it.
 
 The files are package data, so a deployment works without a download. README.md beside this file lists each
 of them with its sha256, LICENSES.md names source and licence. SST-2 states no licence: a user may delete its
@@ -15,7 +15,14 @@ from qslm_edge.errors import CheckpointError, DataError, TokenizerError, UsageEr
 __all__ = ["DATA_NAMES", "MODEL_NAME", "data_path", "model_path", "tokenizer_20b"]
 
 MODEL_NAME = "spikegpt-7m"
-DATA_NAMES = ("sst2.dev.tsv.xz", "sst2.search.tsv.xz", "wiki.test.tokens.xz", "wiki.valid.tokens.xz")
+DATA_NAMES = (
+    "sst2.dev.tsv.xz",
+    "sst2.search.tsv.xz",
+    "sst2.train.tsv.xz",
+    "wiki.test.tokens.xz",
+    "wiki.train.tokens.xz",
+    "wiki.valid.tokens.xz",
+)
 
 _INCOMPLETE = "the installation of qslm-edge is incomplete: install it again"
 
@@ -33,7 +40,7 @@ def model_path() -> Path:
 
 
 def data_path(name: str) -> Path:
-    """The file of one evaluation set, xz-compressed.
+    """The file of one data set, xz-compressed.
 
     Args:
         name: one of `DATA_NAMES`.
@@ -47,7 +54,7 @@ def data_path(name: str) -> Path:
     path = _root() / "data" / name
     if not path.is_file():
         raise DataError(
-            "this evaluation set is not part of the installation",
+            "this data set is not part of the installation",
             where=path,
             hint="give a data file of your own, or install qslm-edge again",
         )

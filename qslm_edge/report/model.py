@@ -58,6 +58,7 @@ def build_report(
         "task": {"name": plan.task.name, "title": plan.task.title, **bundle.manifest["task"]},
         "constraints": asdict(plan.constraints),
         "setting": bundle.manifest["setting"],
+        "quantiser": bundle.manifest["quantiser"],
         "weights": bundle.manifest["weights"],
         "search": search,
         "export": export,

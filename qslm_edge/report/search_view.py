@@ -6,6 +6,7 @@ from typing import Any
 
 from qslm_edge.report.document import Block, Bullets, Chart, Section, table, text
 from qslm_edge.report.figures import clean, count, known, megabytes, number, shown, unavailable
+from qslm_edge.report.summary import quantiser_line
 
 __all__ = ["export_section", "search_section", "sensitivity_section", "setting_section"]
 
@@ -42,8 +43,10 @@ def setting_section(report: dict[str, Any]) -> Section:
             singles.append(clean(f"{block['name']} block: {found or 'float32, nothing to quantise'}"))
     columns = list(dict.fromkeys(name for levels in grid.values() for name in levels))
     cells = [[name, *(levels.get(column, "") for column in columns)] for name, levels in grid.items()]
+    quantiser = quantiser_line(report)
     blocks: list[Block] = [
         text(_LEVELS),
+        *([text(f"{quantiser}.")] if quantiser else []),
         Bullets(tuple(singles)),
     ]
     if cells:

@@ -25,6 +25,7 @@ __all__ = [
     "MEASURED",
     "MEASURED_HERE",
     "ROW_KEYS",
+    "quantiser_line",
     "summary_rows",
     "title_line",
     "verdict_words",
@@ -59,6 +60,16 @@ def title_line(report: dict[str, Any]) -> str:
 def verdict_words(report: dict[str, Any]) -> str:
     """The verdict, and that it is no board's where it is not."""
     return clean(report["verdict"]) + (" (rehearsal)" if report["rehearsal"] else "")
+
+
+def quantiser_line(report: dict[str, Any]) -> str:
+    """How weights were quantised, on what it was calibrated, and why so; empty where a report does not say."""
+    found = report.get("quantiser")
+    if found is None:
+        return ""
+    data = found["calibration"]
+    on = "" if data is None else f", calibrated on {data['source']}, {data['n_tokens']} tokens"
+    return clean(f"Quantiser: {found['name']}{on} ({found['why']})")
 
 
 def where_line(report: dict[str, Any]) -> str:

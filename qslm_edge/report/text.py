@@ -15,7 +15,7 @@ from typing import Any
 
 from qslm_edge.errors import OutputError
 from qslm_edge.report.figures import UNAVAILABLE, clean
-from qslm_edge.report.summary import MEASURED_HERE, title_line, verdict_words, where_line
+from qslm_edge.report.summary import MEASURED_HERE, quantiser_line, title_line, verdict_words, where_line
 
 __all__ = ["bundle_line", "render_table", "render_text", "verdict_line", "write_text"]
 
@@ -126,6 +126,8 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
         for check in verification["checks"]
         if check["verdict"] != "pass"
     ]
+    if quantiser := quantiser_line(report):
+        lines.append(quantiser)
     placement = verification["placement"]
     lines.append(f"Provider: {placement['provider']} ({placement['note']})")
     lines += [f"Condition: {flag}" for flag in verification["conditions"]["flags"]]

@@ -26,10 +26,10 @@ from qslm_edge.metrics import Scores
 from qslm_edge.search.evaluator import Evaluator, TopTokens
 from qslm_edge.spikegpt.model import SpikeGPT
 
-__all__ = ["FloatReference", "cache_directory", "float_reference", "model_digest"]
+__all__ = ["DAMAGE", "FloatReference", "cache_directory", "float_reference", "model_digest"]
 
 # What a damaged zip or npy raises.
-_DAMAGE = (
+DAMAGE = (
     *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, OverflowError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
 )
@@ -102,7 +102,7 @@ def _read(path: Path, evaluator: Evaluator, name: str) -> FloatReference | None:
                 return None  # a file that was copied or renamed
             scores = Scores(evaluator.kind, file["index"], file["loss"], file["count"], file["correct"])
             top = file["top"] if evaluator.kind == "language_model" else None
-    except _DAMAGE:
+    except DAMAGE:
         return None
     shapes = {array.shape for array in (scores.loss, scores.count, scores.correct)}
     whole = np.array_equal(scores.index, np.arange(items.n_items)) and shapes == {(items.n_items,)}

@@ -22,13 +22,18 @@ ATT, FFN = ("key", "value", "receptance", "output"), ("key", "receptance", "valu
 
 @dataclass(frozen=True)
 class Module:
-    """A matrix [rows, columns] that can be quantised along its columns."""
+    """A matrix [rows, columns] that can be quantised along its columns.
+
+    Attributes:
+        scale_bits: width in which the scales of its groups are stored. 16 where float16 holds each of them exactly.
+    """
 
     name: str
     block: int
     kind: Literal["embedding", "linear"]
     rows: int
     columns: int
+    scale_bits: Literal[16, 32] = 32
 
     @property
     def key(self) -> str:

@@ -74,6 +74,8 @@ def export_bundle(
             "simulated levels cannot be exported", where=simulated[0], found=setting[simulated[0]]
         )
     check_place(target)
+    if any(level.is_packed for _, level in setting.levels):
+        plan.calibrate(progress)
     exporter = OnnxExporter()
     store = plan.store()
     job = ExportJob(store, setting, plan.profile.runtime.opset, plan.profile.runtime.ir_version)
@@ -143,6 +145,7 @@ def describe_export(plan: Plan, setting: Setting, bundle: Bundle, facts: dict[st
         "constraints": asdict(plan.constraints),
         "setting": setting.to_dict(),
         "summary": setting.describe(),
+        "quantiser": bundle.manifest["quantiser"],
         "weights": bundle.manifest["weights"],
         "expected": bundle.manifest["expected"]["search"],
         "bundle": {"path": str(bundle.path), "digest": bundle.digest},
@@ -215,6 +218,7 @@ def _manifest(
         "constraints": asdict(plan.constraints),
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_PRIVATE),
         "setting": setting.to_dict(),
+        "quantiser": plan.choice.to_dict(),
         "weights": {
             "bytes": weights,
             "float32_bytes": plan.hierarchy.float32_bytes,
@@ -240,7 +244,7 @@ def _manifest(
     }
 
 
-_PRIVATE = {"model", "tokenizer", "search_data", "report_data", "profile"}
+_PRIVATE = {"model", "tokenizer", "search_data", "report_data", "calibration_data", "profile"}
 """Recipe entries that are paths: a bundle names none."""
 
 

@@ -82,6 +82,7 @@ def find_setting(
         InfeasibleError: nothing meets the constraints.
         RunError: the directory holds the journal of another search.
     """
+    plan.calibrate(progress)
     evaluator = Evaluator(plan.store(), items, reuse=plan.recipe.reuse)
     journal = Journal(
         None if out is None else out / "journal.jsonl", evaluator.kind, plan.fingerprint_parts(items)

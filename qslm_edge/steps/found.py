@@ -65,6 +65,7 @@ def describe_search(plan: Plan, items: Items, result: SearchResult, evaluator: E
         "profile": {"id": plan.profile.id, "name": plan.profile.name, "digest": plan.profile.digest},
         "task": {"name": plan.task.name, "metric": plan.task.metric, "unit": plan.task.unit},
         "constraints": asdict(plan.constraints),
+        "quantiser": plan.choice.to_dict(),
         "items": {"source": items.source, "digest": items.digest, "n_items": items.n_items},
         **result.to_dict(plan.hierarchy.float32_bytes, plan.options, evaluator.kind),
     }

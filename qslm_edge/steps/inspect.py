@@ -14,6 +14,7 @@ from qslm_edge import __version__, reference
 from qslm_edge.profiles import Profile
 from qslm_edge.quantize.accounting import block_bytes, matrix_bytes, predict_peak_rss_bytes, weight_bytes
 from qslm_edge.quantize.levels import SIGN, Level, Setting
+from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.search.reference import model_digest
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPTConfig, build_hierarchy, load_checkpoint
@@ -60,7 +61,9 @@ def inspect_model(
     config = loaded.config
     if wanted is None:
         wanted = get_task("wikitext2" if config.has_lm_head else "sst2")
-    hierarchy = build_hierarchy(config, wanted.head)
+    hierarchy = with_scale_bits(
+        build_hierarchy(config, wanted.head), lambda module: loaded.tensors[module.key].numpy()
+    )
     space = LevelMap(config)
     settings = {str(level): space.setting(hierarchy, level) for level in shown}
     return {

@@ -5,27 +5,33 @@ What cannot work is refused here, before any evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qslm_edge import __version__, reference
 from qslm_edge.errors import DataError, TokenizerError, UsageError
 from qslm_edge.items import Items, Split
 from qslm_edge.profiles import Profile, load_profile
+from qslm_edge.progress import Progress
+from qslm_edge.quantize.calibrate import Statistics
 from qslm_edge.quantize.levels import FLOAT16, FLOAT32, Level, parse_level
+from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.simulated import PAPER_LEVELS
-from qslm_edge.quantize.weights import QUANTISER, WeightStore
+from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.recipe import Recipe
 from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.reference import model_digest
 from qslm_edge.search.run import SearchOptions
 from qslm_edge.search.space import check_levels
-from qslm_edge.spikegpt import Hierarchy, SpikeGPT, build_hierarchy, load_checkpoint
+from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
+from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -52,6 +58,7 @@ class Plan:
         tokenizer: the model's tokenizer.
         constraints: limits in force, defaults filled in.
         options: levels and selection.
+        choice: the quantiser, and what it is calibrated on.
     """
 
     recipe: Recipe
@@ -62,6 +69,7 @@ class Plan:
     tokenizer: Tokenizer
     constraints: Constraints
     options: SearchOptions
+    choice: Choice
 
     @cached_property
     def digest(self) -> str:
@@ -91,8 +99,32 @@ class Plan:
             )
         return items
 
+    def calibrate(self, progress: Progress) -> None:
+        """Fill `statistics` now, with progress; without this the store does when it first needs them."""
+        kept = vars(self)  # where cached_property keeps its values
+        if self.choice.items is not None and "statistics" not in kept:
+            progress.stage("calibration", 1.0)
+            kept["statistics"] = self._statistics(progress.advance)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Input statistics of the linear modules; empty for a quantiser that needs none."""
+        return self._statistics(lambda _: None)
+
+    def _statistics(self, on_batch: Callable[[float], None]) -> Statistics:
+        if self.choice.items is None:
+            return {}
+        return load_statistics(self.model, self.hierarchy, self.choice.items, self.digest, on_batch)
+
+    @cached_property
+    def _store(self) -> WeightStore:
+        return WeightStore(
+            self.model, self.hierarchy, quantiser=self.choice.quantiser, statistics=lambda: self.statistics
+        )
+
     def store(self) -> WeightStore:
-        return WeightStore(self.model, self.hierarchy)
+        """The matrices at any level, each quantised once for all steps."""
+        return self._store
 
     def fingerprint_parts(self, items: Items) -> dict[str, Any]:
         """What a score depends on, for the journal."""
@@ -100,7 +132,7 @@ class Plan:
             "model": self.digest,
             "items": items.digest,
             "head": self.hierarchy.head,
-            "quantiser": QUANTISER,
+            **self.choice.fingerprint(),
             "version": __version__,
             "device": self.model.device.type,
         }
@@ -126,18 +158,26 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     options = SearchOptions(_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
-    hierarchy = build_hierarchy(model.config, task.head)
+    hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
     tokenizer = load_tokenizer(_tokenizer_path(recipe, path, model.config.vocab_size))
     check_vocabulary(tokenizer, model.config.vocab_size)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
         model = model.to(device)
+    window = recipe.window or model.config.ctx_len
+    choice = choose_quantiser(recipe, task, tokenizer, hierarchy, window)
+    if choice.items is not None:
+        choice.items.check(model.config.vocab_size, model.config.num_labels or 2)
     limit = recipe.max_degradation if recipe.max_degradation is not None else task.default_limit
     # a GPU's own memory is no limit of the process; one that the user names is kept wherever it runs
     budget = None if profile.memory.kind == "vram" else profile.memory.budget_mib * MIB
     constraints = Constraints(limit, recipe.weights_budget_bytes, recipe.memory_budget_bytes or budget)
-    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options)
+    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options, choice)
+
+
+def _values(model: SpikeGPT) -> Callable[[Module], NDArray[np.float32]]:
+    return lambda module: model.tensors[module.key].detach().cpu().numpy()
 
 
 def _mu(recipe: Recipe) -> float | None:

@@ -54,7 +54,7 @@ class Task(ABC):
         """The items of a split.
 
         Args:
-            split: "search" may steer a search, "report" may only judge its result.
+            split: "search" may steer a search, "report" may only judge its result, "train" may calibrate and tune.
             tokenizer: the tokenizer of the model.
             window: tokens per window of a language model; sentences are never cut.
             limit: at most this many items; None for all.

@@ -2,7 +2,8 @@
 
 A sentence is encoded exactly as the file holds it: no special tokens, no leading space. Report: the GLUE
 development set in file order, which the literature reports. Search: the sentences of the GLUE test set with
-the labels of the original treebank, in a fixed order that looks random.
+the labels of the original treebank, in a fixed order that looks random. Train: the phrases of the GLUE training
+set, in such an order too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from qslm_edge.tasks.tokenizer import Tokenizer
 
 __all__ = ["Sst2"]
 
-_FILES = {"search": "sst2.search.tsv.xz", "report": "sst2.dev.tsv.xz"}
+_FILES = {"search": "sst2.search.tsv.xz", "report": "sst2.dev.tsv.xz", "train": "sst2.train.tsv.xz"}
 
 
 class Sst2(Task):
-    """Accuracy in percent; search on the treebank's test sentences, report on GLUE dev."""
+    """Accuracy in percent; search on the treebank's test sentences, report on GLUE dev, train on GLUE train."""
 
     name: ClassVar[str] = "sst2"
     title: ClassVar[str] = "SST-2"
@@ -49,7 +50,7 @@ class Sst2(Task):
         path = data_path or reference.data_path(_FILES[split])
         sentences, labels = read_labelled(path)
         order = list(range(len(sentences)))
-        if split == "search":
+        if split != "report":
             order = fixed_order(order)
         order = order[:limit]
         encoded = [tokenizer.encode(sentences[i]) for i in order]

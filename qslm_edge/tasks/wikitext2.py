@@ -5,7 +5,8 @@ predicts the next token of each; the remainder is a last, shorter window. Its la
 well, so n tokens give n - 1 pairs.
 
 Report: every window in file order. Search: full windows, spread evenly over the validation text, in a fixed
-order that looks random.
+order that looks random. Train: likewise; but few windows of a long text are each encoded on their own, from the
+beginning of a line, since what calibrates is compared with nothing and encoding megabytes takes seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qslm_edge import reference
 from qslm_edge.errors import DataError
@@ -25,11 +27,13 @@ from qslm_edge.tasks.tokenizer import Tokenizer
 
 __all__ = ["WikiText2"]
 
-_FILES = {"search": "wiki.valid.tokens.xz", "report": "wiki.test.tokens.xz"}
+CHARACTERS = 12
+"""Of text that surely hold a token of English; 3 to 5 are usual."""
+_FILES = {"search": "wiki.valid.tokens.xz", "report": "wiki.test.tokens.xz", "train": "wiki.train.tokens.xz"}
 
 
 class WikiText2(Task):
-    """Perplexity per token; search on validation, report on test."""
+    """Perplexity per token; search on validation, report on test, train on whole articles of the training set."""
 
     name: ClassVar[str] = "wikitext2"
     title: ClassVar[str] = "WikiText-2"
@@ -57,6 +61,16 @@ class WikiText2(Task):
         check_request(window, limit)
         path = data_path or reference.data_path(_FILES[split])
         text = read_text(path)
+        source = f"{self.title if data_path is None else 'own text'} ({path.name.removesuffix('.xz')})"
+        if split == "train" and (own := _excerpts(text, tokenizer, window, limit)) is not None:
+            return Items(
+                task=self.name,
+                split=split,
+                tokens=np.concatenate([ids[:-1] for ids in own]),
+                offsets=np.arange(len(own) + 1, dtype=np.int64) * window,
+                targets=np.concatenate([ids[1:] for ids in own]),
+                source=f"{source}: {len(own)} windows of {window} tokens, from lines spread evenly, fixed order",
+            )
         ids, ends = tokenizer.encode_with_ends(text)
         if len(ids) < 2:
             raise DataError("a language model needs two tokens or more", where=path, found=len(ids))
@@ -71,9 +85,8 @@ class WikiText2(Task):
             n_words = count_words(text)
         pick = np.concatenate([np.arange(first, last) for first, last in spans])
         lengths = [last - first for first, last in spans]
-        title = self.title if data_path is None else "own text"
         order = "file order" if split == "report" else "spread evenly, fixed order"
-        source = f"{title} ({path.name.removesuffix('.xz')}): {len(spans)} of {n_windows} windows"
+        source += f": {len(spans)} of {n_windows} windows"
         source += f" of {window} tokens, {order}"
         if counted is None:
             source += "; text not counted, the tokenizer gives no usable offsets"
@@ -87,6 +100,23 @@ class WikiText2(Task):
             n_bytes=(counted.n_bytes or None) if counted else None,
             source=source,
         )
+
+
+def _excerpts(
+    text: str, tokenizer: Tokenizer, window: int, limit: int | None
+) -> list[NDArray[np.int32]] | None:
+    """Ids of `limit` windows with the token after each, from lines spread evenly; None if the text is too short."""
+    longest = CHARACTERS * window
+    if limit is None or limit * longest > len(text):
+        return None
+    found = []
+    for part in fixed_order(range(limit)):
+        start = text.find("\n", part * len(text) // limit) + 1
+        ids = tokenizer.encode(text[start : start + longest])[: window + 1]
+        if len(ids) <= window:
+            return None
+        found.append(ids)
+    return found
 
 
 def _choose(split: Split, n_windows: int, n_full: int, limit: int | None) -> list[int]:

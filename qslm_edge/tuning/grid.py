@@ -36,6 +36,7 @@ class PackedGrid:
         if start.scales is None or start.zeros is None:
             raise ValueError(f"{start.module.name}: only packed levels have a grid")
         self.start, self.top = start, 2**start.level.bits - 1
+        self._stored = start.scales.dtype
         device = weights.device
         groups = start.scales.shape[1]
         self._shape = (start.module.rows, groups, start.module.columns // groups)
@@ -52,9 +53,11 @@ class PackedGrid:
         return self.latent, self.log_scale
 
     def _scale(self) -> Tensor:
-        return straight_through(
-            self._base * torch.exp(self.log_scale), lambda scale: scale.bfloat16().float()
-        )
+        return straight_through(self._base * torch.exp(self.log_scale), self._as_stored)
+
+    def _as_stored(self, scale: Tensor) -> Tensor:
+        rounded = scale.bfloat16()
+        return rounded.half().float() if self.start.module.scale_bits == 16 else rounded.float()
 
     def _codes(self, scale: Tensor) -> Tensor:
         groups = self.latent.reshape(self._shape)
@@ -72,6 +75,7 @@ class PackedGrid:
         scale = self._scale()
         codes = self._codes(scale).reshape(self.latent.shape).to(torch.uint8).cpu().numpy()
         scales = torch.where(self._dead, 0.0, scale).squeeze(-1).cpu().numpy()
+        scales = scales.astype(self._stored)
         bits, module = self.start.level.bits, self.start.module
         if module.kind == "embedding":
             return replace(self.start, data=pack_planar(codes, bits), scales=scales)
@@ -83,6 +87,4 @@ def _zero_points(matrix: PackedMatrix) -> np.ndarray[tuple[int, int], np.dtype[n
     """Zero points [N, K/g], one byte each."""
     if matrix.zeros is None or matrix.scales is None:
         raise ValueError(f"{matrix.module.name}: only packed levels have zero points")
-    if matrix.module.kind == "embedding":
-        return matrix.zeros
     return unpack_blocked(matrix.zeros, matrix.level.bits, matrix.scales.shape[1])

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qslm_edge.errors import OutputError, RunError
+from qslm_edge.quantize.accounting import matrix_bytes
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.packed import PackedMatrix
 from qslm_edge.quantize.weights import WeightStore
@@ -111,42 +112,37 @@ def load_tuned(path: Path, base: WeightStore, model_digest: str) -> TunedModel:
             setting = Setting.from_dict(json.loads(metadata["setting"]))
             origin = json.loads(metadata["origin"])
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        _check(found, base, setting)
+        packed, floats = _parts(found, base, setting)
     except FileNotFoundError:
         raise RunError("no tuned model", where=path, hint=again) from None
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise RunError("damaged tuned model", where=path, found=error, hint=again) from None
-    packed = {
-        name: PackedMatrix(
-            base.modules[name],
-            level,
-            *(found[f"{name}/{part}"].numpy() if f"{name}/{part}" in found else None for part in _PARTS),
-        )
-        for name, level in setting.levels
-        if f"{name}/data" in found
-    }
-    floats = {key: tensor for key, tensor in found.items() if "/" not in key}
     return TunedModel(setting, floats, packed, origin)
 
 
-def _check(found: dict[str, Tensor], base: WeightStore, setting: Setting) -> None:
-    """Raise ValueError unless the tensors are those that the setting needs, finite and of the right shapes."""
-    if [name for name, _ in setting.levels] != [module.name for module in base.hierarchy.modules]:
+def _parts(
+    found: dict[str, Tensor], base: WeightStore, setting: Setting
+) -> tuple[dict[str, PackedMatrix], dict[str, Tensor]]:
+    """Packed matrices and float tensors; ValueError unless they are just what the setting needs, and finite."""
+    if [name for name, _ in setting.levels] != list(base.modules):
         raise ValueError("the setting names other modules")
+    for key, tensor in found.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{key} is not finite")
+    packed = {}
     for name, level in setting.levels:
         if not level.is_packed:
             continue
-        wanted = base.packed(name, level)
-        for part in _PARTS:
-            array, tensor = getattr(wanted, part), found.get(f"{name}/{part}")
-            if (array is None) != (tensor is None):
-                raise ValueError(f"{name}/{part} is missing or too much")
-            if tensor is not None and (
-                tensor.shape != array.shape or tensor.numpy().dtype != array.dtype
-            ):
-                raise ValueError(f"{name}/{part} has shape {tuple(tensor.shape)}, not {array.shape}")
+        module = base.modules[name]
+        data, scales, zeros = (found.pop(f"{name}/{part}").numpy() for part in _PARTS)
+        matrix = PackedMatrix(module, level, data, scales, zeros)
+        if matrix.nbytes != matrix_bytes(module, level) or matrix.dequantise().shape != (
+            module.rows,
+            module.columns,
+        ):
+            raise ValueError(f"{name} does not fit {level}")
+        packed[name] = matrix
     for key, tensor in found.items():
-        if "/" not in key and tensor.shape != base.model.tensors[key].shape:
+        if tensor.shape != base.model.tensors[key].shape:
             raise ValueError(f"{key} has shape {tuple(tensor.shape)}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{key} is not finite")
+    return packed, found

@@ -22,7 +22,7 @@ from qslm_edge.errors import EnvironmentFault, GateError
 from qslm_edge.items import CHUNK_ITEMS, Batch, Items, batches
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.packed import PackedMatrix
-from qslm_edge.quantize.weights import QUANTISER, WeightStore
+from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.journal import fingerprint
 from qslm_edge.tuning.checkpoint import load_state, save_state
 from qslm_edge.tuning.feed import Feed
@@ -150,7 +150,8 @@ def tuning_mark(
             "head": store.hierarchy.head,
             "options": options.to_dict(),
             "device": store.model.device.type,
-            "quantiser": QUANTISER,
+            "quantiser": store.quantiser.identity,
+            "quantiser_options": store.quantiser.options,
             "version": __version__,
         }
     )

@@ -20,8 +20,11 @@ from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters import ExportJob, get_exporter
 from qslm_edge.exporters.onnx_exporter import OnnxExporter
 from qslm_edge.exporters.onnx_graph import ALIGNMENT, WeightFile
+from qslm_edge.exporters.parity import check_parity
 from qslm_edge.quantize.accounting import weight_bytes
 from qslm_edge.quantize.levels import SIGN, Setting, parse_level
+from qslm_edge.quantize.scales import with_scale_bits
+from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.runner.session import import_onnxruntime
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.spikegpt.model import initial_state
@@ -464,3 +467,32 @@ def test_setting_text_goes_into_the_model(dense: SpikeGPT, tmp_path: Path) -> No
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     assert {item.key: item.value for item in model.metadata_props} == {"setting": "16"}
     assert (model.producer_name, model.graph.name) == ("qslm-edge", "spikegpt")
+
+
+@pytest.mark.parametrize("level", ["8g64", "4g32", "4g64f", "2g64", "2g32", "mixed"])
+def test_float16_scales_change_no_bit_and_take_half_the_bytes(
+    level: str, dense: SpikeGPT, tmp_path: Path
+) -> None:
+    wide = make_job(dense, "4g64", changes=MIXED) if level == "mixed" else make_job(dense, level)
+    hierarchy = with_scale_bits(wide.store.hierarchy, lambda module: dense.tensors[module.key].numpy())
+    assert {module.scale_bits for module in hierarchy.modules} == {16}
+    narrow = ExportJob(WeightStore(dense, hierarchy), wide.setting)
+    outputs, sizes = [], []
+    for job, name in ((wide, "wide"), (narrow, "narrow")):
+        (tmp_path / name).mkdir()
+        done = OnnxExporter().export(job, tmp_path / name)
+        assert done.weight_bytes == weight_bytes(job.store.hierarchy, job.setting)
+        outputs.append(run_lm(open_session(tmp_path / name), job, random_tokens(9, 2)))
+        sizes.append(done.weight_bytes)
+    for one, other in zip(*outputs, strict=True):
+        assert one.tobytes() == other.tobytes()
+    groups = sum(
+        m.n_params // (wide.setting[m.name].group_size or 1)
+        for m in hierarchy.modules
+        if wide.setting[m.name].is_packed
+    )
+    assert sizes[0] - sizes[1] == 2 * groups
+    parity = check_parity(
+        narrow, OnnxExporter().export_tapped(narrow, tmp_path / "narrow"), random_tokens(9, 2)
+    )
+    assert parity.fault is None

@@ -215,7 +215,16 @@ def test_without_a_number_the_search_takes_its_default_and_the_report_everything
 def test_fingerprints_name_everything_a_score_depends_on(plan: MakePlan, folder: Path) -> None:
     made = plan()
     parts = made.fingerprint_parts(made.items("search"))
-    assert set(parts) == {"model", "items", "head", "quantiser", "version", "device"}
+    assert set(parts) == {
+        "model",
+        "items",
+        "head",
+        "quantiser",
+        "quantiser_options",
+        "calibration",
+        "version",
+        "device",
+    }
     changed = [
         plan(window=8).fingerprint_parts(plan(window=8).items("search")),
         plan(search_windows=4).fingerprint_parts(plan(search_windows=4).items("search")),

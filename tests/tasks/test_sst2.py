@@ -82,3 +82,12 @@ def test_own_sentences_with_a_fault(tmp_path: Path, tokenizer: Tokenizer) -> Non
 def test_wrong_limit(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="limit"):
         TASK.items("report", tokenizer, 512, 0)
+
+
+def test_training_phrases_are_those_of_glue_in_a_fixed_order(tokenizer: Tokenizer) -> None:
+    items = TASK.items("train", tokenizer, 512, 50)
+    rows = lines("sst2.train.tsv.xz")
+    assert len(rows) == 67_349
+    assert [text(items, i, tokenizer) for i in range(50)] == [
+        rows[i] for i in fixed_order(range(67_349))[:50]
+    ]

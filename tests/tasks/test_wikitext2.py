@@ -144,3 +144,32 @@ def test_too_little_text(tmp_path: Path, tokenizer: Tokenizer, content: bytes) -
 def test_wrong_window(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="window"):
         TASK.items("report", tokenizer, 0)
+
+
+def test_training_windows_are_spread_over_whole_articles(tokenizer: Tokenizer) -> None:
+    items = TASK.items("train", tokenizer, 128, 32)
+    items.check(4096)
+    assert items.split == "train"
+    assert items.targets is not None
+    assert items.lengths.tolist() == [128] * 32
+    assert items.source == (
+        "WikiText-2 (wiki.train.tokens): 32 windows of 128 tokens, from lines spread evenly, fixed order"
+    )
+    text = lzma.decompress(reference.data_path("wiki.train.tokens.xz").read_bytes()).decode()
+    assert text.startswith(" \n = ")
+    assert text.endswith(" \n")
+    places = []
+    for first, last in zip(items.offsets[:-1], items.offsets[1:], strict=True):
+        window = tokenizer.decode([*items.tokens[first:last], items.targets[last - 1]])
+        places.append(text.find("\n" + window))
+        assert places[-1] >= 0
+    assert max(np.diff(sorted(places))) < len(text) / 20
+    assert places != sorted(places)
+
+
+def test_few_training_data_are_cut_as_for_a_search(own: Path, tokenizer: Tokenizer) -> None:
+    train = TASK.items("train", tokenizer, 100, 3, own)
+    search = TASK.items("search", tokenizer, 100, 3, own)
+    np.testing.assert_array_equal(train.tokens, search.tokens)
+    assert train.digest != search.digest
+    assert TASK.items("train", tokenizer, 100, None, own).n_items > 3
