@@ -60,6 +60,11 @@ def command(
     quantiser: opt.QuantiserName = None,
     calibration_data: opt.CalibrationData = None,
     calibration_tokens: opt.CalibrationTokens = None,
+    tune: opt.Tune = None,
+    tune_tokens: opt.TuneTokens = None,
+    tune_rounds: opt.TuneRounds = None,
+    tune_rate: opt.TuneRate = None,
+    seed: opt.Seed = None,
     search_data: opt.SearchData = None,
     report_data: opt.ReportData = None,
     recipe: opt.RecipeFile = None,
@@ -90,6 +95,11 @@ def command(
         "quantiser": quantiser,
         "calibration_data": calibration_data,
         "calibration_tokens": calibration_tokens,
+        "tune": tune,
+        "tune_tokens": tune_tokens,
+        "tune_rounds": tune_rounds,
+        "tune_rate": tune_rate,
+        "seed": seed,
         "search_data": search_data,
         "report_data": report_data,
     }
@@ -132,8 +142,8 @@ def _search(recipe: Any, place: Path, progress: console.RichProgress) -> dict[st
         plan = prepare(recipe)
         items = plan.items("search")
         write_recipe(recipe, place / "recipe.toml")
-        result, evaluator = find_setting(plan, items, place, progress)
-        found = describe_search(plan, items, result, evaluator)
+        result, evaluator, tuned = find_setting(plan, items, place, progress)
+        found = describe_search(plan, items, result, evaluator, tuned)
         write_json(place / FILE, found)
         progress.done()
     return found

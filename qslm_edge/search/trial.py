@@ -15,7 +15,7 @@ from qslm_edge.metrics import Estimate, Paired, Scores, paired, predict_full, qu
 from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.search.constraints import Constraints
-from qslm_edge.search.evaluator import Evaluator
+from qslm_edge.search.evaluator import Evaluator, Stop
 from qslm_edge.search.journal import Journal, fingerprint
 
 __all__ = ["Judge", "Trial", "metric_estimate"]
@@ -102,9 +102,9 @@ class Judge:
         """Names an evaluation in the journal."""
         return fingerprint(setting.to_dict())
 
-    def _evaluator(self, setting: Setting) -> Evaluator:
-        """What scores a setting."""
-        return self.evaluator
+    def _evaluate(self, setting: Setting, stop: Stop | None) -> Scores:
+        """Score a setting."""
+        return self.evaluator.evaluate(setting, stop, on_batch=self.on_work)
 
     def decision(self, scores: Scores) -> bool | None:
         """Whether the whole set will meet the performance limit; None while it is not clear."""
@@ -144,7 +144,7 @@ class Judge:
             scores = self._as_evaluated(scores, whole)
         if scores is None:
             stop = None if whole else self._stop
-            scores = self._evaluator(setting).evaluate(setting, stop, on_batch=self.on_work)
+            scores = self._evaluate(setting, stop)
             self.journal.put(self.purpose, key, setting.to_dict(), scores)
         self.last = scores
         comparison = paired(self.reference, scores, self.base.value)

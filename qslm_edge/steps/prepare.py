@@ -6,7 +6,7 @@ What cannot work is refused here, before any evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,19 @@ from qslm_edge.search.reference import model_digest
 from qslm_edge.search.run import SearchOptions
 from qslm_edge.search.space import check_levels
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
-from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics
+from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics, training_items
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from qslm_edge.tuning.judge import SCALE
+from qslm_edge.tuning.options import TuneOptions
 
 __all__ = ["Plan", "allowed_level", "default_levels", "listed_levels", "prepare"]
 
 SEARCH_WINDOWS = {"language_model": 48, "classification": None}
 MIB = 2**20
+DEFAULT_ROUNDS = 3
+"""Settings that are tuned, at the most: the first guess, and two that learn from it."""
 GROUP_SIZE = 64
 FINE_LEVELS = {4: (32, 128)}
 """Group sizes searched by default at a width, others use GROUP_SIZE; at 4 bits they trade bytes for quality."""
@@ -59,6 +63,7 @@ class Plan:
         constraints: limits in force, defaults filled in.
         options: levels and selection.
         choice: the quantiser, and what it is calibrated on.
+        tuning: how weights are tuned; None leaves them.
     """
 
     recipe: Recipe
@@ -70,6 +75,7 @@ class Plan:
     constraints: Constraints
     options: SearchOptions
     choice: Choice
+    tuning: TuneOptions | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -97,6 +103,13 @@ class Plan:
                 where=items.source,
                 hint="raise --search-windows, give more --search-data, or shorten --window",
             )
+        return items
+
+    @cached_property
+    def training_items(self) -> Items:
+        """Items that weights are tuned on."""
+        items = training_items(self.recipe, self.task, self.tokenizer, self.window)
+        items.check(self.model.config.vocab_size, self.model.config.num_labels or 2)
         return items
 
     def calibrate(self, progress: Progress) -> None:
@@ -155,7 +168,12 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     profile = load_profile(recipe.profile)
     task = get_task(recipe.task)
     path = Path(recipe.model) if recipe.model is not None else reference.model_path()
+    tuning = _tuning(recipe)
     options = SearchOptions(_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
+    if tuning is not None:
+        options = replace(
+            options, scale=SCALE[task.kind], max_steps=recipe.tune_rounds or DEFAULT_ROUNDS, early=False
+        )
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
     hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
@@ -173,11 +191,35 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     # a GPU's own memory is no limit of the process; one that the user names is kept wherever it runs
     budget = None if profile.memory.kind == "vram" else profile.memory.budget_mib * MIB
     constraints = Constraints(limit, recipe.weights_budget_bytes, recipe.memory_budget_bytes or budget)
-    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options, choice)
+    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options, choice, tuning)
 
 
 def _values(model: SpikeGPT) -> Callable[[Module], NDArray[np.float32]]:
     return lambda module: model.tensors[module.key].detach().cpu().numpy()
+
+
+def _tuning(recipe: Recipe) -> TuneOptions | None:
+    given = {"tokens": recipe.tune_tokens, "learning_rate": recipe.tune_rate, "seed": recipe.seed}
+    if not recipe.tune:
+        named = {"tune_tokens": recipe.tune_tokens, "tune_rounds": recipe.tune_rounds}
+        named |= {"tune_rate": recipe.tune_rate, "seed": recipe.seed}
+        for name, value in named.items():
+            if value is not None:
+                raise UsageError(
+                    "says how to tune, but nothing is tuned",
+                    where=f"--{name.replace('_', '-')}",
+                    found=value,
+                    hint="add --tune",
+                )
+        return None
+    if recipe.method != "budgeted":
+        raise UsageError(
+            "tuning goes with the budgeted search alone",
+            where="--tune, --method",
+            found=recipe.method,
+            allowed="budgeted",
+        )
+    return TuneOptions(**{key: value for key, value in given.items() if value is not None})
 
 
 def _mu(recipe: Recipe) -> float | None:

@@ -1,4 +1,4 @@
-"""Where a tuning run stands, on disk: written every minute, so that a killed run goes on and ends with the same weights.
+"""Where a tuning run stands, on disk, so that a killed run goes on and ends with the same weights.
 
 A safetensors file: the tuned tensors, the moments of the optimiser, and in its metadata the step and the fingerprint
 of all that the run depends on. A file of another run is refused, never mixed in.

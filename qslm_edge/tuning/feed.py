@@ -77,4 +77,3 @@ class Feed:
 
     def _order(self, number: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, number)).permutation(self.n_trained)
-

@@ -1,8 +1,9 @@
 """One matrix on its packed grid, with gradients: what it will be once packed, and latent weights behind it.
 
 w = (clip(round(W / s) + z, 0, 2^bits - 1) - z) s with a latent W, one scale s and one integer zero point z a group.
-Rounding passes its gradient straight through; the scale s = s0 exp(r) learns as in LSQ (Esser et al. 2020). Zero points stay where the quantiser put them. Scales are rounded to bfloat16 as the quantisers round
-them, so that `packed` stores exactly the values that the forward pass used.
+Rounding passes its gradient straight through; the scale s = s0 exp(r) learns as in LSQ (Esser et al. 2020). Zero points
+stay where the quantiser put them. Scales are rounded as they are stored, so that `packed` holds exactly the values that
+the forward pass used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from qslm_edge.quantize.packing import pack_blocked, pack_planar, unpack_blocked
 from qslm_edge.tuning.straight import straight_through
 
 __all__ = ["PackedGrid"]
+
+INSIDE = 0.499
+"""Distance from a code, in steps, within which a latent weight surely rounds to it."""
 
 
 class PackedGrid:
@@ -45,8 +49,20 @@ class PackedGrid:
         self._dead = scales == 0
         self._base = torch.where(self._dead, torch.ones_like(scales), scales)
         self._zero = torch.from_numpy(_zero_points(start).astype(np.float32)).to(device).unsqueeze(-1)
-        self.latent = weights.detach().clone().requires_grad_()
+        self.latent = self._nearest(weights.detach()).requires_grad_()
         self.log_scale = torch.zeros_like(self._base).requires_grad_()
+
+    def _nearest(self, weights: Tensor) -> Tensor:
+        """Latent weights nearest to the given ones that round to the codes the quantiser chose.
+
+        Round-to-nearest keeps them as they are; a quantiser that feeds errors forward chose other codes for some.
+        """
+        values = torch.from_numpy(self.start.dequantise()).to(weights.device).reshape(self._shape)
+        steps = torch.where(self._dead, 0.0, values / self._base)
+        low = torch.where(steps <= -self._zero, -torch.inf, steps - INSIDE)
+        high = torch.where(steps >= self.top - self._zero, torch.inf, steps + INSIDE)
+        groups = weights.reshape(self._shape) / self._base
+        return (torch.clamp(groups, low, high) * self._base).reshape(weights.shape)
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:

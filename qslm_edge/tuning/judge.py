@@ -15,18 +15,23 @@ from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.search.constraints import Constraints
-from qslm_edge.search.evaluator import Evaluator
+from qslm_edge.search.evaluator import Evaluator, Stop
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.trial import Judge
 from qslm_edge.tuning.options import TuneOptions
 from qslm_edge.tuning.stored import TunedModel, load_tuned, save_tuned
 from qslm_edge.tuning.tuner import tune, tuning_mark
 
-__all__ = ["SCALE", "TunedJudge"]
+__all__ = ["SCALE", "TunedJudge", "tuned_path"]
 
 SCALE = {"language_model": 0.3, "classification": 6.0}
 """What a tuned setting really loses against its prediction, until the first evaluation says better."""
 FOLDER = "tuned"
+
+
+def tuned_path(run: Path, mark: str) -> Path:
+    """Where a run directory keeps the tuned model with this fingerprint."""
+    return run / FOLDER / f"{mark[:16]}.safetensors"
 
 
 class TunedJudge(Judge):
@@ -38,7 +43,7 @@ class TunedJudge(Judge):
         items: of the train split.
         options: how to tune.
         digest: of the float model.
-        folder: where tuned models are kept; None keeps the last in memory alone.
+        folder: run directory that keeps tuned models; None keeps them in memory alone.
         stage, advance: progress.
     """
 
@@ -62,40 +67,39 @@ class TunedJudge(Judge):
     ) -> None:
         super().__init__(evaluator, reference, constraints, journal, early=early, on_work=on_work)
         self.items, self.options, self.digest = items, options, digest
-        self.folder = None if folder is None else folder / FOLDER
+        self.folder = folder
         self._stage, self._advance = stage, advance
-        self._last: tuple[str, TunedModel] | None = None
+        self._models: dict[str, TunedModel] = {}
         self.tuned_tokens = 0
         """Training tokens seen in this process."""
 
     def model(self, setting: Setting) -> TunedModel:
-        """The tuned model of a setting: the last one, the one on disk, or tuned now."""
+        """The tuned model of a setting: one of before, the one on disk, or tuned now."""
         key = self._key(setting)
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._on_disk(key) or self._tune(setting, key)
-        return self._last[1]
+        found = self._models.get(key) or self._on_disk(key) or self._tune(setting, key)
+        if self.folder is not None:
+            self._models.clear()  # the others are on disk
+        self._models[key] = found
+        return found
 
     def _key(self, setting: Setting) -> str:
         return tuning_mark(self.evaluator.store, setting, self.items, self.options, self.digest)
 
-    def _evaluator(self, setting: Setting) -> Evaluator:
+    def _evaluate(self, setting: Setting, stop: Stop | None) -> Scores:
         store = self.model(setting).store(self.evaluator.store)
         evaluator = Evaluator(store, self.evaluator.items, reuse=False)
         evaluator.cost = self.evaluator.cost
-        return evaluator
-
-    def _path(self, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{key[:16]}.safetensors"
+        return evaluator.evaluate(setting, stop, on_batch=self.on_work)
 
     def _on_disk(self, key: str) -> TunedModel | None:
-        path = self._path(key)
+        path = None if self.folder is None else tuned_path(self.folder, key)
         if path is None or not path.exists():
             return None
         found = load_tuned(path, self.evaluator.store, self.digest)
         return found if found.origin.get("mark") == key else None
 
     def _tune(self, setting: Setting, key: str) -> TunedModel:
-        path = self._path(key)
+        path = None if self.folder is None else tuned_path(self.folder, key)
         state = None if path is None else path.with_suffix(".state.safetensors")
         if path is not None:
             try:
@@ -119,4 +123,3 @@ class TunedJudge(Judge):
             save_tuned(path, found, self.digest)
             state.unlink(missing_ok=True)
         return found
-

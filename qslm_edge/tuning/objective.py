@@ -48,7 +48,8 @@ class Objective:
         kept = mask.flatten() > 0
         got, wanted = got.flatten(0, 1)[kept], wanted.flatten(0, 1)[kept]
         total = got.new_zeros(())
-        for mine, theirs in zip(got.split(TOKENS_AT_ONCE), wanted.split(TOKENS_AT_ONCE), strict=True):
+        parts = torch.split(got, TOKENS_AT_ONCE), torch.split(wanted, TOKENS_AT_ONCE)
+        for mine, theirs in zip(*parts, strict=True):
             with torch.no_grad():
                 target = F.log_softmax(self.teacher.linear("head", theirs), -1)
             answer = F.log_softmax(student.linear("head", mine), -1)

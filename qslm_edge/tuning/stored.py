@@ -49,6 +49,10 @@ class TunedModel:
     packed: dict[str, PackedMatrix]
     origin: dict[str, Any]
 
+    def provenance(self) -> dict[str, Any]:
+        """What a bundle says of it: all of its origin but times."""
+        return {key: value for key, value in self.origin.items() if key != "seconds"}
+
     def store(self, base: WeightStore) -> WeightStore:
         """A store of the tuned model, beside that of the float model it came from."""
         device = base.model.device
