@@ -104,7 +104,7 @@ def _measure(plan: Plan, place: Path) -> dict[str, Any]:
     float_reference(Evaluator(plan.store(), items, reuse=False), plan.digest)  # no row pays for it alone
     begun = time.perf_counter()
     try:
-        result, _ = find_setting(plan, items, place, Silent())
+        result, _, _ = find_setting(plan, items, place, Silent())
     except InfeasibleError as error:
         return {"infeasible": str(error)}
     seconds = time.perf_counter() - begun

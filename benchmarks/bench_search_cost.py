@@ -51,7 +51,7 @@ def measure(name: str, base: dict[str, Any]) -> dict[str, Any]:
     # float scores are kept on disk between runs: make them now, so that no row pays for them alone
     float_reference(Evaluator(plan.store(), items, reuse=False), plan.digest)
     begun = time.perf_counter()
-    result, _ = find_setting(plan, items, None, Silent())
+    result, _, _ = find_setting(plan, items, None, Silent())
     chosen = result.chosen
     return {
         "row": name,

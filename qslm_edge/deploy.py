@@ -61,12 +61,12 @@ def deploy(
         write_recipe(recipe, out / "recipe.toml")
         items = plan.items("search")
         clock.lap("prepare")
-        search, evaluator = find_setting(plan, items, out, progress)
+        search, evaluator, tuned = find_setting(plan, items, out, progress)
         clock.lap("search")
-        statistics = setting_statistics(plan, items, evaluator.store, search.chosen.setting, progress)
+        statistics = setting_statistics(plan, items, evaluator.store, search.chosen.setting, progress, tuned)
         clock.lap("statistics")
         bundle, _, export = export_bundle(
-            plan, search.chosen.setting, items, search.chosen_scores, out / "bundle", progress
+            plan, search.chosen.setting, items, search.chosen_scores, out / "bundle", progress, tuned
         )
         clock.lap("export")
         result = place.verify(bundle.path, verify or VerifyOptions(), runner_stages(progress))

@@ -87,6 +87,15 @@ class Recipe(BaseModel):
     max_energy_j_per_token: Above | None = Field(
         None, description="Limit of the energy of a decoded token, idle part included, in joules."
     )
+    tune: bool = Field(
+        False, description="Tune the weights of every setting on training data before it is judged."
+    )
+    tune_tokens: Positive | None = Field(None, description="Training tokens of each tuning.")
+    tune_rounds: Positive | None = Field(None, le=20, description="Settings that are tuned, at the most.")
+    tune_rate: float | None = Field(None, gt=0, le=1, description="Learning rate of tuning.")
+    seed: int | None = Field(
+        None, ge=0, le=2**31, strict=True, description="Seed of tuning: order of the data."
+    )
     mu: float | None = Field(
         None, ge=0, description="Select by Eq. 1 with this priority of memory; absent: smallest feasible."
     )

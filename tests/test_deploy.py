@@ -254,10 +254,10 @@ def test_a_bundle_that_measures_something_else_than_the_search_fails(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def optimist(*arguments: Any) -> Any:
-        result, evaluator = find_setting(*arguments)
+        result, evaluator, tuned = find_setting(*arguments)
         scores = result.chosen_scores
         better = dataclasses.replace(scores, loss=scores.loss - 0.2 * scores.count)
-        return dataclasses.replace(result, chosen_scores=better), evaluator
+        return dataclasses.replace(result, chosen_scores=better), evaluator, tuned
 
     monkeypatch.setattr(pipeline, "find_setting", optimist)
     report = deploy(small_recipe(place), tmp_path / "run", Silent(), verify=QUICK)

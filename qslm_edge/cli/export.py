@@ -147,7 +147,7 @@ def _export_run(
     progress: console.RichProgress,
 ) -> dict[str, Any]:
     from qslm_edge.deploy import open_run
-    from qslm_edge.steps.found import journaled_scores, read_found
+    from qslm_edge.steps.found import journaled_scores, read_found, tuned_model
     from qslm_edge.steps.front import check_front
     from qslm_edge.steps.prepare import prepare
     from qslm_edge.steps.setting import setting_from_levels
@@ -165,8 +165,9 @@ def _export_run(
         items = plan.items("search")
         if front is not None:
             check_front(front, plan, items)
-        expected = journaled_scores(plan, items, chosen.to_dict(), run)
-        return _write(plan, chosen, items, expected, out, progress)
+        expected = journaled_scores(plan, items, chosen, run)
+        tuned = tuned_model(plan, chosen, run)
+        return _write(plan, chosen, items, expected, out, progress, tuned)
 
 
 def _asked(run: Path, flags: dict[str, Any]) -> tuple[SavedFront, Found]:
@@ -214,16 +215,16 @@ def _export_setting(
     with open_run(place):
         plan = prepare(recipe)
         chosen = given_setting(setting, plan)
-        return _write(plan, chosen, plan.items("search"), None, place, progress)
+        return _write(plan, chosen, plan.items("search"), None, place, progress, None)
 
 
 def _write(
-    plan: Any, chosen: Any, items: Any, expected: Any, out: Path, progress: console.RichProgress
+    plan: Any, chosen: Any, items: Any, expected: Any, out: Path, progress: console.RichProgress, tuned: Any
 ) -> dict[str, Any]:
     from qslm_edge.steps.export import describe_export, export_bundle
     from qslm_edge.steps.find import write_json
 
-    bundle, _, facts = export_bundle(plan, chosen, items, expected, out / "bundle", progress)
+    bundle, _, facts = export_bundle(plan, chosen, items, expected, out / "bundle", progress, tuned)
     exported = describe_export(plan, chosen, bundle, facts)
     write_json(out / "export.json", exported)
     progress.done()

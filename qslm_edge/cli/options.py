@@ -37,9 +37,14 @@ __all__ = [
     "Root",
     "SearchData",
     "SearchWindows",
+    "Seed",
     "Task",
     "Threads",
     "TokenizerFile",
+    "Tune",
+    "TuneRate",
+    "TuneRounds",
+    "TuneTokens",
     "WeightsBudget",
     "Window",
     "check_group_size",
@@ -281,6 +286,45 @@ Root = Annotated[
 ]
 """For tests: see docs/measurement.md, "A simulated board"."""
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
+
+
+Tune = Annotated[
+    bool | None,
+    typer.Option(
+        "--tune",
+        help="Tune the weights of each setting on training data (minutes on a GPU, hours on a CPU).",
+        show_default=False,
+    ),
+]
+TuneTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tune-tokens",
+        min=1,
+        help="Training tokens of each tuning. [dim]Default: 3000000.[/dim]",
+        show_default=False,
+    ),
+]
+TuneRounds = Annotated[
+    int | None,
+    typer.Option(
+        "--tune-rounds",
+        min=1,
+        max=20,
+        help="Settings that are tuned, at the most. [dim]Default: 3.[/dim]",
+        show_default=False,
+    ),
+]
+TuneRate = Annotated[
+    float | None,
+    typer.Option(
+        "--tune-rate", help="Learning rate of tuning. [dim]Default: 0.0015.[/dim]", show_default=False
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Seed of tuning. [dim]Default: 0.[/dim]", show_default=False),
+]
 
 
 def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:

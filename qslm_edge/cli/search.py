@@ -64,6 +64,11 @@ def command(
     quantiser: opt.QuantiserName = None,
     calibration_data: opt.CalibrationData = None,
     calibration_tokens: opt.CalibrationTokens = None,
+    tune: opt.Tune = None,
+    tune_tokens: opt.TuneTokens = None,
+    tune_rounds: opt.TuneRounds = None,
+    tune_rate: opt.TuneRate = None,
+    seed: opt.Seed = None,
     search_data: opt.SearchData = None,
     report_data: opt.ReportData = None,
     recipe: opt.RecipeFile = None,
@@ -94,6 +99,11 @@ def command(
         "quantiser": quantiser,
         "calibration_data": calibration_data,
         "calibration_tokens": calibration_tokens,
+        "tune": tune,
+        "tune_tokens": tune_tokens,
+        "tune_rounds": tune_rounds,
+        "tune_rate": tune_rate,
+        "seed": seed,
         "search_data": search_data,
         "report_data": report_data,
     }
@@ -141,9 +151,9 @@ def _search(recipe: Any, place: Path, progress: console.RichProgress) -> dict[st
         plan = prepare(recipe)
         items = plan.items("search")
         write_recipe(recipe, place / "recipe.toml")
-        result, evaluator = find_setting(plan, items, place, progress)
-        found = describe_search(plan, items, result, evaluator)
-        statistics = setting_statistics(plan, items, evaluator.store, result.chosen.setting, progress)
+        result, evaluator, tuned = find_setting(plan, items, place, progress)
+        found = describe_search(plan, items, result, evaluator, tuned)
+        statistics = setting_statistics(plan, items, evaluator.store, result.chosen.setting, progress, tuned)
         found["statistics"] = json_ready(statistics)
         write_json(place / FILE, found)
         progress.done()

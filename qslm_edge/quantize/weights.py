@@ -8,7 +8,7 @@ threshold units amplify what would otherwise look small.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -87,6 +87,17 @@ class WeightStore:
                 found = found.lasting()
                 self._packed[name, level] = found
         return found
+
+    def tuned(self, model: SpikeGPT, packed: Mapping[str, PackedMatrix]) -> WeightStore:
+        """A store of another model of the same shape, some of whose matrices are packed already.
+
+        Args:
+            model: float tensors; for matrices that are packed, the values that they stand for.
+            packed: by module; used at their own level.
+        """
+        store = WeightStore(model, self.hierarchy, self._cache_bytes, quantiser=self.quantiser)
+        store._packed = {(name, matrix.level): matrix for name, matrix in packed.items()}
+        return store
 
     def dense(self, name: str, level: Level) -> Tensor:
         """The float32 values of a matrix at a level, on the model's device."""

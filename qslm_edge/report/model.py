@@ -52,6 +52,7 @@ def build_report(
         "verdict": verification["verdict"],
         "exit_code": verification["exit_code"],
         "rehearsal": verification["rehearsal"],
+        "tuning": bundle.manifest["tuning"],
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
         "model": model,
         "profile": plan.profile.to_manifest(),

@@ -48,6 +48,9 @@ class BudgetedSearch:
         judged: evaluates (setting, tier, step).
         mu: None looks for the smallest setting, a number for the best by Eq. 1.
         float_bytes: weight bytes of the float32 model.
+        scale: what is really lost against its prediction, until the first evaluation says better; None takes what
+            was seen on the reference model.
+        max_steps: evaluations of the walk at the most.
         announce: told each step before it is judged.
     """
 
@@ -56,6 +59,8 @@ class BudgetedSearch:
     judged: JudgeSetting
     mu: float | None
     float_bytes: int
+    scale: float | None = None
+    max_steps: int = MAX_STEPS
     announce: Callable[[str], None] = lambda _: None
 
     def run(self) -> list[Trial]:
@@ -66,7 +71,7 @@ class BudgetedSearch:
         language = self.judge.evaluator.kind == "language_model"
         limit = self.judge.constraints.max_degradation
         self._limit = math.log1p(limit / self.judge.base.value) if language else limit
-        self._scale = UNDERRATED if language else POINTS_A_NAT
+        self._scale = self.scale or (UNDERRATED if language else POINTS_A_NAT)
         if self.mu is None:
             self._narrow()
         else:
@@ -103,7 +108,7 @@ class BudgetedSearch:
     # The smallest that performs.
 
     def _narrow(self) -> None:
-        for _ in range(MAX_STEPS):
+        for _ in range(self.max_steps):
             proposal = self._proposal()
             if proposal is None:
                 return
@@ -147,7 +152,7 @@ class BudgetedSearch:
     # The best by Eq. 1.
 
     def _improve(self, mu: float) -> None:
-        for _ in range(MAX_STEPS):
+        for _ in range(self.max_steps):
             index = self._best_score(mu)
             known = [at for at in self._bounds if at == index or not self._apart(at, index)]
             if any(at >= self._accepted for at in known):

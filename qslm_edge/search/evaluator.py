@@ -25,7 +25,7 @@ from qslm_edge.quantize.weights import QuantisedWeights, WeightStore
 from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.model import Weights, block_forward, embed_tokens, final_norm, initial_state
 
-__all__ = ["Cost", "Evaluator", "TopTokens"]
+__all__ = ["Cost", "Evaluator", "Stop", "TopTokens"]
 
 Stop = Callable[[Scores], bool]
 LOGIT_BYTES = 16 * 2**20

@@ -22,7 +22,6 @@ from qslm_edge.metrics import Scores
 from qslm_edge.quantize.levels import Level, Setting
 from qslm_edge.quantize.weights import QuantisedWeights
 from qslm_edge.search.evaluator import Evaluator
-from qslm_edge.search.gradients import differentiable_lif, differentiable_wkv
 from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.spikegpt.model import SpikeGPT, block_forward, embed_tokens, final_norm, initial_state
@@ -133,7 +132,7 @@ def _log_likelihoods(
     x = embed_tokens(recorder, tokens)
     for layer in range(model.config.n_layer):
         state = initial_state(model.config, tokens.shape[1], model.device)[:N_STATE]
-        x = block_forward(recorder, layer, x, state, wkv=differentiable_wkv, lif=differentiable_lif)
+        x = block_forward(recorder, layer, x, state)
     features = final_norm(recorder, x)
     if evaluator.kind == "language_model":
         logits = recorder.linear("head", features)

@@ -29,6 +29,7 @@ __all__ = ["SearchOptions", "SearchResult", "run_search"]
 
 SENSITIVITY_ITEMS = {"language_model": 16, "classification": 256}
 Announce = Callable[[str], None]
+MakeJudge = Callable[..., Judge]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ class SearchOptions:
         early: stop evaluations whose decision is clear.
         method: "budgeted" or "pareto" (knapsack over predicted costs), "tiered", or "qslm" (tiers over simulated
             levels, for comparison).
+        scale: of the knapsack's predictions, see `BudgetedSearch`.
+        max_steps: evaluations of the knapsack's walk at the most.
     """
 
     levels: tuple[Level, ...]
     mu: float | None = None
     early: bool = True
     method: str = "tiered"
+    scale: float | None = None
+    max_steps: int = MAX_STEPS
 
 
 @dataclass(frozen=True)
@@ -203,9 +208,18 @@ class _Search:
             trials = climb(line, judged, self.announce)
             self.front = undominated(trials)
             return trials
-        self.stage("search, knapsack", MAX_STEPS)
-        float_bytes = evaluator.hierarchy.float32_bytes
-        return BudgetedSearch(line, self.judge, judged, self.options.mu, float_bytes, self.announce).run()
+        self.stage("search, knapsack", self.options.max_steps)
+        walk = BudgetedSearch(
+            line,
+            self.judge,
+            judged,
+            self.options.mu,
+            evaluator.hierarchy.float32_bytes,
+            self.options.scale,
+            self.options.max_steps,
+            self.announce,
+        )
+        return walk.run()
 
 
 def run_search(
@@ -219,6 +233,7 @@ def run_search(
     advance: Callable[[float], None] = lambda _: None,
     announce: Announce = lambda _: None,
     predict: Predict = fisher_divergence,
+    make_judge: MakeJudge = Judge,
 ) -> SearchResult:
     """Search a setting that meets the constraints.
 
@@ -230,6 +245,7 @@ def run_search(
         journal: continues a killed search.
         stage, advance, announce: progress: a stage with its expected number of evaluations, work done, a line.
         predict: gives the predicted costs of matrices to methods that need them.
+        make_judge: what evaluates settings; another one may change the model first.
 
     Raises:
         InfeasibleError: no setting meets every constraint; the message says what would.
@@ -239,7 +255,7 @@ def run_search(
     stage("float model on the search items", 1.0)
     reference = float_reference(evaluator, model_digest, advance)
     base = quality(reference.scores)
-    judge = Judge(evaluator, reference.scores, constraints, journal, early=options.early)
+    judge = make_judge(evaluator, reference.scores, constraints, journal, early=options.early)
     search = _Search(evaluator, judge, constraints, options, journal, base, stage, advance, announce, predict)
     trials = search.run()
     stage("selection", 1.0)

@@ -68,6 +68,7 @@ def measure_statistics(
     setting: Setting,
     items: Items,
     on_batch: Callable[[float], None] = lambda _: None,
+    tuned: WeightStore | None = None,
 ) -> Statistics:
     """Compare a setting with the float model.
 
@@ -76,11 +77,13 @@ def measure_statistics(
         setting: a level for every module.
         items: windows with targets or sentences with labels, as the model's head wants them.
         on_batch: told the share of the items done by each batch.
+        tuned: store of the tuned model that takes the place of the quantised one.
     """
     kind: Kind = "language_model" if store.hierarchy.head == "lm" else "classification"
     float_setting = Setting.uniform((module.name for module in store.hierarchy.modules), FLOAT32)
-    store.prepare(setting)
-    reference, other = _Side(store, float_setting), _Side(store, setting)
+    quantised = tuned or store
+    quantised.prepare(setting)
+    reference, other = _Side(store, float_setting), _Side(quantised, setting)
     divergence, spikes = DivergenceSum(kind), SpikeSum()
     max_tokens = max(1, ACTIVATION_BYTES // (4 * store.model.config.ffn_dim))
     for batch in batches(items, BATCH_ITEMS[kind], max_tokens=max_tokens):
@@ -168,12 +171,11 @@ def _compare_sentences(reference: _Side, other: _Side, batch: Batch, items: Item
     if items.labels is None:
         raise ValueError("sentences need labels")
     labels = torch.from_numpy(items.labels[batch.index]).to(reference.mask.device, torch.int64)
-    weight = reference.store.model.tensors[f"{CLASSIFIER}.weight"]
 
     def scores(side: _Side) -> Tensor:
         real = side.mask.unsqueeze(-1)
         pooled = (side.features() * real).sum(0, keepdim=True) / real.sum(0, keepdim=True)
         side.count.add_input(CLASSIFIER, pooled, torch.ones_like(real[:1, :, 0]))
-        return F.linear(pooled, weight)
+        return F.linear(pooled, side.store.model.tensors[f"{CLASSIFIER}.weight"])
 
     return compare_logits(scores(reference), scores(other), labels.unsqueeze(0))

@@ -15,7 +15,7 @@ from qslm_edge.metrics import Estimate, Paired, Scores, paired, predict_full, qu
 from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.search.constraints import Constraints
-from qslm_edge.search.evaluator import Evaluator
+from qslm_edge.search.evaluator import Evaluator, Stop
 from qslm_edge.search.journal import Journal, fingerprint
 
 __all__ = ["Judge", "Trial", "metric_estimate"]
@@ -95,6 +95,17 @@ class Judge:
         self.last: Scores = reference
         """Scores of the setting judged last."""
 
+    purpose = "search"
+    """Under what the journal keeps the evaluations."""
+
+    def _key(self, setting: Setting) -> str:
+        """Names an evaluation in the journal."""
+        return fingerprint(setting.to_dict())
+
+    def _evaluate(self, setting: Setting, stop: Stop | None) -> Scores:
+        """Score a setting."""
+        return self.evaluator.evaluate(setting, stop, on_batch=self.on_work)
+
     def decision(self, scores: Scores) -> bool | None:
         """Whether the whole set will meet the performance limit; None while it is not clear."""
         return predict_full(
@@ -127,15 +138,14 @@ class Judge:
             tier, step: for the record.
             full: score every item even if the decision is clear before.
         """
-        key = fingerprint(setting.to_dict())
-        scores = self.journal.get("search", key)
-        whole = full or not self.early
+        key, whole = self._key(setting), full or not self.early
+        scores = self.journal.get(self.purpose, key)
         if scores is not None:
             scores = self._as_evaluated(scores, whole)
         if scores is None:
             stop = None if whole else self._stop
-            scores = self.evaluator.evaluate(setting, stop, on_batch=self.on_work)
-            self.journal.put("search", key, setting.to_dict(), scores)
+            scores = self._evaluate(setting, stop)
+            self.journal.put(self.purpose, key, setting.to_dict(), scores)
         self.last = scores
         comparison = paired(self.reference, scores, self.base.value)
         hierarchy = self.evaluator.hierarchy

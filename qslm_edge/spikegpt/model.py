@@ -20,8 +20,6 @@ from qslm_edge.spikegpt.recurrence import P_INIT, lif, wkv
 __all__ = ["FloatWeights", "Observe", "SpikeGPT", "Weights", "block_forward", "embed_tokens", "initial_state"]
 
 Observe = Callable[[str, Tensor], None]
-Wkv = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Lif = Callable[[Tensor, Tensor], Tensor]
 LN_EPS = 1e-5
 
 
@@ -86,14 +84,7 @@ def _mixed(h: Tensor, earlier: Tensor, mix: Tensor) -> Tensor:
 
 
 def block_forward(
-    weights: Weights,
-    layer: int,
-    x: Tensor,
-    state: Tensor,
-    observe: Observe | None = None,
-    *,
-    wkv: Wkv = wkv,
-    lif: Lif = lif,
+    weights: Weights, layer: int, x: Tensor, state: Tensor, observe: Observe | None = None
 ) -> Tensor:
     """One attention block: SRWKV and SRFFN, each ending in a LIF whose spikes enter the residual stream.
 
@@ -104,7 +95,6 @@ def block_forward(
         state: this layer's state [7, B, C]; updated in place.
         observe: receives (name, tensor) for module inputs, module outputs, membrane potentials before the reset
             (`.potential`) and spikes.
-        wkv, lif: the recurrences; others compute the same with a gradient.
 
     Returns:
         The residual stream after the block, [T, B, C].
@@ -134,7 +124,7 @@ def block_forward(
     gate = torch.sigmoid(
         product(f"{att}.receptance", _mixed(h, earlier, weights.vector(f"{att}.time_mix_r")))
     )
-    state[0] = h[-1]
+    state[0] = h[-1].detach()
     y = wkv(key, value, weights.vector(f"{att}.time_decay"), weights.vector(f"{att}.time_first"), state[2:5])
     x = x + fire(att, product(f"{att}.output", gate * y), state[5])
 
@@ -144,7 +134,7 @@ def block_forward(
     gate = torch.sigmoid(
         product(f"{ffn}.receptance", _mixed(h, earlier, weights.vector(f"{ffn}.time_mix_r")))
     )
-    state[1] = h[-1]
+    state[1] = h[-1].detach()
     return x + fire(ffn, gate * product(f"{ffn}.value", torch.relu(hidden).square()), state[6])
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from qslm_edge.spikegpt.gradients import lif_with_gradient, wkv_with_gradient
+
 __all__ = ["P_INIT", "lif", "one_thread", "wkv"]
 
 P_INIT = -1e38
@@ -43,8 +45,10 @@ def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Ten
         state: [3, B, C] (a, b, p), updated in place.
 
     Returns:
-        y [T, B, C].
+        y [T, B, C]; with gradients where autograd asks for them (gradients.py).
     """
+    if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or time_decay.requires_grad):
+        return wkv_with_gradient(k, v, time_decay, time_first, state)
     w = -torch.exp(time_decay)
     a, b, p = state[0], state[1], state[2]
     uk = k + time_first
@@ -78,8 +82,10 @@ def lif(x: Tensor, v: Tensor, potentials: Tensor | None = None) -> Tensor:
         potentials: [T, B, C], receives h, the potential that is held against the threshold; None keeps none.
 
     Returns:
-        Spikes 0/1 [T, B, C] in the type of x.
+        Spikes 0/1 [T, B, C] in the type of x; with a surrogate gradient where autograd asks for one (gradients.py).
     """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return lif_with_gradient(x, v)
     out = torch.empty_like(x)
     h = torch.empty_like(v)
     for t in range(x.shape[0]):

@@ -29,7 +29,15 @@ from qslm_edge.spikegpt import Hierarchy, SpikeGPT
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer
 
-__all__ = ["DEFAULT_TOKENS", "EMBEDDED", "Choice", "choose_quantiser", "load_statistics", "minimum_tokens"]
+__all__ = [
+    "DEFAULT_TOKENS",
+    "EMBEDDED",
+    "Choice",
+    "choose_quantiser",
+    "load_statistics",
+    "minimum_tokens",
+    "training_items",
+]
 
 DEFAULT_TOKENS = 32_768
 MINIMUM_SHARE = 4
@@ -173,6 +181,27 @@ def _items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int) -> Ite
     items = task.items("train", tokenizer, window, limit, path)
     enough = int(np.searchsorted(np.cumsum(items.lengths), wanted)) + 1
     return items if enough >= items.n_items else items.subset(range(enough))
+
+
+def training_items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int) -> Items:
+    """All items of the train split, for tuning.
+
+    Raises:
+        UsageError: a model of one's own without training data, or data that the search or the verdict use.
+        DataError: data that cannot be read.
+    """
+    given = recipe.calibration_data
+    if recipe.model is not None and given is None:
+        raise UsageError(
+            "no training data to tune on",
+            where="--calibration-data",
+            found="--tune",
+            hint="give training data of the model with --calibration-data FILE (never search or report data); "
+            f"`--calibration-data {EMBEDDED}` takes the embedded {task.title} training text",
+        )
+    _refuse_shared(recipe)
+    path = None if given in (None, EMBEDDED) else Path(str(given))
+    return task.items("train", tokenizer, window, None, path)
 
 
 def _check_amount(items: Items, hierarchy: Hierarchy) -> None:

@@ -29,6 +29,7 @@ from qslm_edge.search.reference import FloatReference, float_reference
 from qslm_edge.spikegpt.model import SpikeGPT
 from qslm_edge.steps.find import analyse
 from qslm_edge.steps.prepare import Plan
+from qslm_edge.tuning.stored import TunedModel
 
 __all__ = ["ExportResult", "describe_export", "export_bundle"]
 
@@ -51,6 +52,7 @@ def export_bundle(
     expected: Scores | None,
     target: Path,
     progress: Progress,
+    tuned: TunedModel | None = None,
 ) -> ExportResult:
     """Write the bundle of a setting.
 
@@ -61,6 +63,7 @@ def export_bundle(
         expected: scores of the setting on them as the search measured; None measures them now.
         target: bundle directory, replaced if it is one.
         progress: shown to the user.
+        tuned: the tuned model of the setting; None packs the float model.
 
     Returns:
         The bundle, the parity, and what the report says of the export.
@@ -77,12 +80,10 @@ def export_bundle(
     if any(level.is_packed for _, level in setting.levels):
         plan.calibrate(progress)
     exporter = OnnxExporter()
-    store = plan.store()
+    store = plan.store() if tuned is None else tuned.store(plan.store())
     job = ExportJob(store, setting, plan.profile.runtime.opset, plan.profile.runtime.ir_version)
     report_items = plan.items("report")
-    float_search, float_report, expected = _scores(
-        plan, setting, search_items, report_items, expected, progress
-    )
+    float_search, float_report, expected = _scores(plan, job, search_items, report_items, expected, progress)
     with staging(target) as work:
         progress.stage("export", 3)
         exported = exporter.export(job, work)
@@ -109,10 +110,10 @@ def export_bundle(
         if plan.hierarchy.head == "classifier":
             np.save(
                 work / "classifier.npy",
-                plan.model.tensors["classifier.weight"].cpu().numpy(),
+                store.model.tensors["classifier.weight"].cpu().numpy(),
                 allow_pickle=False,
             )
-        manifest = _manifest(plan, setting, expected, items, exported.requirements)
+        manifest = _manifest(plan, setting, expected, items, exported.requirements, tuned)
         bundle = finish_bundle(work, manifest)
         progress.advance(1, "bundle")
     bundle = Bundle(target, bundle.manifest)
@@ -157,17 +158,16 @@ def describe_export(plan: Plan, setting: Setting, bundle: Bundle, facts: dict[st
 
 
 def _scores(
-    plan: Plan, setting: Setting, search: Items, report: Items, expected: Scores | None, progress: Progress
+    plan: Plan, job: ExportJob, search: Items, report: Items, expected: Scores | None, progress: Progress
 ) -> tuple[FloatReference, FloatReference, Scores]:
     """Float scores of both splits (from the cache where they are), and the setting's on the search items."""
     progress.stage("float model on the report items", 1.0)
     report_evaluator = Evaluator(plan.store(), report, reuse=False)
     float_report = float_reference(report_evaluator, plan.digest, progress.advance)
-    evaluator = Evaluator(plan.store(), search, reuse=False)
-    float_search = float_reference(evaluator, plan.digest)
+    float_search = float_reference(Evaluator(plan.store(), search, reuse=False), plan.digest)
     if expected is None or expected.n_items < search.n_items:
         progress.stage("setting on the search items", 1.0)
-        expected = evaluator.evaluate(setting, on_batch=progress.advance)
+        expected = Evaluator(job.store, search, reuse=False).evaluate(job.setting, on_batch=progress.advance)
     return float_search, float_report, expected
 
 
@@ -183,7 +183,7 @@ def _golden_tokens(plan: Plan, items: Items) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def _save_golden(plan: Plan, job: ExportJob, work: Path, tokens: NDArray[np.int64]) -> None:
-    quantised = SpikeGPT(plan.model.config, plan.model.tensors)
+    quantised = SpikeGPT(plan.model.config, job.store.model.tensors)
     quantised.weights = QuantisedWeights(job.store, job.setting)
     idx = torch.from_numpy(tokens.T.copy()).to(plan.model.device)
     if plan.hierarchy.head == "lm":
@@ -195,7 +195,12 @@ def _save_golden(plan: Plan, job: ExportJob, work: Path, tokens: NDArray[np.int6
 
 
 def _manifest(
-    plan: Plan, setting: Setting, expected: Scores, items: dict[str, Any], requirements: dict[str, Any]
+    plan: Plan,
+    setting: Setting,
+    expected: Scores,
+    items: dict[str, Any],
+    requirements: dict[str, Any],
+    tuned: TunedModel | None,
 ) -> dict[str, Any]:
     model = {key: value for key, value in analyse(plan).items() if key != "blocks"}
     task, profile = plan.task, plan.profile
@@ -219,6 +224,7 @@ def _manifest(
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_PRIVATE),
         "setting": setting.to_dict(),
         "quantiser": plan.choice.to_dict(),
+        "tuning": None if tuned is None else tuned.provenance(),
         "weights": {
             "bytes": weights,
             "float32_bytes": plan.hierarchy.float32_bytes,

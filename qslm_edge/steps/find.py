@@ -15,8 +15,11 @@ from qslm_edge.runner.text import json_ready
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.run import SearchResult, run_search
+from qslm_edge.search.trial import Judge
 from qslm_edge.steps.front import FILE, describe_front
 from qslm_edge.steps.prepare import Plan
+from qslm_edge.tuning.judge import TunedJudge
+from qslm_edge.tuning.stored import TunedModel
 
 __all__ = ["analyse", "find_setting", "write_json"]
 
@@ -69,7 +72,7 @@ def analyse(plan: Plan) -> dict[str, Any]:
 
 def find_setting(
     plan: Plan, items: Items, out: Path | None, progress: Progress
-) -> tuple[SearchResult, Evaluator]:
+) -> tuple[SearchResult, Evaluator, TunedModel | None]:
     """Search; continues from the journal in `out` when there is one.
 
     Args:
@@ -77,6 +80,10 @@ def find_setting(
         items: search items.
         out: run directory; None keeps nothing.
         progress: shown to the user.
+
+    Returns:
+        What was found, the evaluator of the float model, and the tuned model of the chosen setting where weights are
+        tuned.
 
     Raises:
         InfeasibleError: nothing meets the constraints.
@@ -87,6 +94,24 @@ def find_setting(
     journal = Journal(
         None if out is None else out / "journal.jsonl", evaluator.kind, plan.fingerprint_parts(items)
     )
+    judges: list[TunedJudge] = []
+
+    def make_judge(*arguments: Any, **options: Any) -> Judge:
+        if plan.tuning is None:
+            return Judge(*arguments, **options)
+        judge = TunedJudge(
+            *arguments,
+            **options,
+            items=plan.training_items,
+            options=plan.tuning,
+            digest=plan.digest,
+            folder=out,
+            stage=progress.stage,
+            advance=progress.advance,
+        )
+        judges.append(judge)
+        return judge
+
     result = run_search(
         evaluator,
         plan.digest,
@@ -96,7 +121,9 @@ def find_setting(
         stage=progress.stage,
         advance=progress.advance,
         announce=lambda text: progress.advance(0.0, text),
+        make_judge=make_judge,
     )
+    tuned = judges[0].model(result.chosen.setting) if judges else None
     if out is not None:
         table = {
             "levels": [str(level) for level in plan.options.levels],
@@ -109,4 +136,4 @@ def find_setting(
             out / "sensitivity.json",
             {"schema": "qslm-edge/sensitivity/1", **plan.fingerprint_parts(items), **table},
         )
-    return result, evaluator
+    return result, evaluator, tuned

@@ -15,15 +15,20 @@ from qslm_edge import __version__
 from qslm_edge.errors import RunError
 from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
+from qslm_edge.quantize.levels import Setting
 from qslm_edge.recipe import Recipe, read_recipe
 from qslm_edge.runner.text import json_ready
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import Journal, fingerprint
 from qslm_edge.search.run import SearchResult
+from qslm_edge.search.trial import Judge
 from qslm_edge.steps.find import analyse
 from qslm_edge.steps.prepare import Plan
+from qslm_edge.tuning.judge import TunedJudge, tuned_path
+from qslm_edge.tuning.stored import TunedModel, load_tuned
+from qslm_edge.tuning.tuner import tuning_mark
 
-__all__ = ["FILE", "SCHEMA", "Found", "describe_search", "journaled_scores", "read_found"]
+__all__ = ["FILE", "SCHEMA", "Found", "describe_search", "journaled_scores", "read_found", "tuned_model"]
 
 FILE, SCHEMA = "search.json", "qslm-edge/search/1"
 _REPORT_SCHEMA = "qslm-edge/report/1"
@@ -46,7 +51,9 @@ class Found:
     source: Path
 
 
-def describe_search(plan: Plan, items: Items, result: SearchResult, evaluator: Evaluator) -> dict[str, Any]:
+def describe_search(
+    plan: Plan, items: Items, result: SearchResult, evaluator: Evaluator, tuned: TunedModel | None
+) -> dict[str, Any]:
     """A finished search as JSON-able data: what search.json holds.
 
     Args:
@@ -54,6 +61,7 @@ def describe_search(plan: Plan, items: Items, result: SearchResult, evaluator: E
         items: the search items.
         result: what was found.
         evaluator: that scored it.
+        tuned: the tuned model of the chosen setting, where weights are tuned.
     """
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -66,6 +74,7 @@ def describe_search(plan: Plan, items: Items, result: SearchResult, evaluator: E
         "task": {"name": plan.task.name, "metric": plan.task.metric, "unit": plan.task.unit},
         "constraints": asdict(plan.constraints),
         "quantiser": plan.choice.to_dict(),
+        "tuning": None if tuned is None else tuned.origin,
         "items": {"source": items.source, "digest": items.digest, "n_items": items.n_items},
         **result.to_dict(plan.hierarchy.float32_bytes, plan.options, evaluator.kind),
     }
@@ -102,7 +111,20 @@ def read_found(run: Path) -> Found:
     )
 
 
-def journaled_scores(plan: Plan, items: Items, setting: dict[str, str], run: Path) -> Scores | None:
+def tuned_model(plan: Plan, setting: Setting, run: Path) -> TunedModel | None:
+    """The tuned model that a search of `run` left for a setting; None where weights are not tuned.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    if plan.tuning is None:
+        return None
+    store, digest = plan.store(), plan.digest
+    mark = tuning_mark(store, setting, plan.training_items, plan.tuning, digest)
+    return load_tuned(tuned_path(run, mark), store, digest)
+
+
+def journaled_scores(plan: Plan, items: Items, setting: Setting, run: Path) -> Scores | None:
     """Scores of a setting on the search items as the search of `run` measured them; None without a journal.
 
     Raises:
@@ -112,7 +134,10 @@ def journaled_scores(plan: Plan, items: Items, setting: dict[str, str], run: Pat
     if not path.is_file():
         return None
     journal = Journal(path, plan.task.kind, plan.fingerprint_parts(items))
-    return journal.get("search", fingerprint(setting))
+    if plan.tuning is None:
+        return journal.get(Judge.purpose, fingerprint(setting.to_dict()))
+    mark = tuning_mark(plan.store(), setting, plan.training_items, plan.tuning, plan.digest)
+    return journal.get(TunedJudge.purpose, mark)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -31,18 +31,24 @@ from qslm_edge.search.reference import model_digest
 from qslm_edge.search.run import SearchOptions
 from qslm_edge.search.space import check_levels
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
-from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics
+from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics, training_items
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from qslm_edge.tuning.judge import SCALE
+from qslm_edge.tuning.options import TuneOptions
 
 __all__ = ["Plan", "allowed_level", "default_levels", "listed_levels", "prepare"]
 
 SEARCH_WINDOWS = {"language_model": 48, "classification": None}
 MIB = 2**20
+DEFAULT_ROUNDS = 3
+"""Settings that are tuned, at the most: the first guess, and two that learn from it."""
 GROUP_SIZE = 64
 FINE_LEVELS = {4: (32, 128)}
 """Group sizes searched by default at a width, others use GROUP_SIZE; at 4 bits they trade bytes for quality."""
+TUNED_LEVELS = {4: (128,), 2: (64, 128)}
+"""The same where weights are tuned, which makes up for larger groups."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Plan:
         constraints: limits in force, defaults filled in.
         options: levels and selection.
         choice: the quantiser, and what it is calibrated on.
+        tuning: how weights are tuned; None leaves them.
     """
 
     recipe: Recipe
@@ -70,6 +77,7 @@ class Plan:
     constraints: Constraints
     options: SearchOptions
     choice: Choice
+    tuning: TuneOptions | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -97,6 +105,13 @@ class Plan:
                 where=items.source,
                 hint="raise --search-windows, give more --search-data, or shorten --window",
             )
+        return items
+
+    @cached_property
+    def training_items(self) -> Items:
+        """Items that weights are tuned on."""
+        items = training_items(self.recipe, self.task, self.tokenizer, self.window)
+        items.check(self.model.config.vocab_size, self.model.config.num_labels or 2)
         return items
 
     def calibrate(self, progress: Progress) -> None:
@@ -155,7 +170,12 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     profile = load_profile(recipe.profile)
     task = get_task(recipe.task)
     path = Path(recipe.model) if recipe.model is not None else reference.model_path()
+    tuning = _tuning(recipe)
     options = SearchOptions(_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
+    if tuning is not None:
+        options = replace(
+            options, scale=SCALE[task.kind], max_steps=recipe.tune_rounds or DEFAULT_ROUNDS, early=False
+        )
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
     hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
@@ -180,11 +200,39 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
         recipe.min_decode_tokens_per_s,
         recipe.max_energy_j_per_token,
     )
-    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options, choice)
+    return Plan(recipe, profile, task, model, hierarchy, tokenizer, constraints, options, choice, tuning)
 
 
 def _values(model: SpikeGPT) -> Callable[[Module], NDArray[np.float32]]:
     return lambda module: model.tensors[module.key].detach().cpu().numpy()
+
+
+def _tuning(recipe: Recipe) -> TuneOptions | None:
+    given: dict[str, Any] = {
+        "tune_tokens": recipe.tune_tokens,
+        "tune_rounds": recipe.tune_rounds,
+        "tune_rate": recipe.tune_rate,
+        "seed": recipe.seed,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not recipe.tune:
+        for name, value in given.items():
+            raise UsageError(
+                "says how to tune, but nothing is tuned",
+                where=f"--{name.replace('_', '-')}",
+                found=value,
+                hint="add --tune",
+            )
+        return None
+    if recipe.method != "budgeted":
+        raise UsageError(
+            "tuning goes with the budgeted search alone",
+            where="--tune, --method",
+            found=recipe.method,
+            allowed="budgeted",
+        )
+    names = {"tune_tokens": "tokens", "tune_rate": "learning_rate", "seed": "seed"}
+    return TuneOptions(**{names[name]: value for name, value in given.items() if name in names})
 
 
 def _mu(recipe: Recipe) -> float | None:
@@ -202,14 +250,20 @@ def _check_data(recipe: Recipe) -> None:
         )
 
 
-def default_levels(profile: Profile, group_size: int | None = None) -> tuple[Level, ...]:
+def default_levels(profile: Profile, group_size: int | None = None, tuned: bool = False) -> tuple[Level, ...]:
     """Precision levels of a profile: fp16 storage and every packed width that its stock runtime runs.
 
     Two bits are mid-rise: smaller and nearer than with zero points (docs/recipe.md).
 
+    Args:
+        profile: the board.
+        group_size: of every packed level; None takes what serves.
+        tuned: weights will be tuned.
+
     Raises:
         UsageError: a group size that the runtime does not run at some width.
     """
+    fine = TUNED_LEVELS if tuned else FINE_LEVELS
     levels: list[Level] = []
     for width in profile.usable_widths():
         if width.bits == 32:
@@ -224,7 +278,7 @@ def default_levels(profile: Profile, group_size: int | None = None) -> tuple[Lev
                     found=group_size,
                     allowed=", ".join(str(size) for size in width.block_sizes),
                 )
-            wanted = (group_size,) if group_size else FINE_LEVELS.get(width.bits, (GROUP_SIZE,))
+            wanted = (group_size,) if group_size else fine.get(width.bits, (GROUP_SIZE,))
             sizes = [size for size in wanted if size in width.block_sizes] or [min(width.block_sizes)]
             midrise = width.bits == MIDRISE_BITS
             levels += [Level(width.bits, size, width.accuracy_level or 0, midrise=midrise) for size in sizes]
@@ -237,7 +291,7 @@ def _levels(recipe: Recipe, profile: Profile) -> tuple[Level, ...]:
     if recipe.method == "qslm":
         return _paper_levels(recipe)
     if recipe.levels is None:
-        return default_levels(profile, recipe.group_size)
+        return default_levels(profile, recipe.group_size, recipe.tune)
     return listed_levels(recipe.levels, profile, recipe.group_size)
 
 

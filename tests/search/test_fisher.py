@@ -1,4 +1,4 @@
-"""Predicted costs: the differentiable recurrences, the Fisher information, and the table in the journal."""
+"""Predicted costs: the Fisher information, and the table in the journal."""
 
 from __future__ import annotations
 
@@ -17,53 +17,13 @@ from qslm_edge.quantize.levels import Level, parse_level
 from qslm_edge.quantize.weights import QuantisedWeights, WeightStore
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.fisher import Cell, first_tokens, fisher_divergence
-from qslm_edge.search.gradients import differentiable_lif, differentiable_wkv
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.prediction import block_sensitivity, predict_modules
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import SpikeGPT
-from qslm_edge.spikegpt.recurrence import P_INIT, lif, wkv
 
 MakeItems = Callable[..., Items]
 LEVELS = tuple(parse_level(text) for text in ("16", "8g64", "4g64", "2g64"))
-
-
-def test_the_recurrences_are_those_of_the_model() -> None:
-    generator = torch.Generator().manual_seed(0)
-    k, v = (torch.randn(9, 2, 5, generator=generator) for _ in range(2))
-    decay, first = torch.randn(5, generator=generator), torch.randn(5, generator=generator)
-    state = torch.zeros(3, 2, 5)
-    state[2] = P_INIT
-    before = state.clone()
-    found = differentiable_wkv(k, v, decay, first, state)
-    assert torch.equal(state, before)
-    torch.testing.assert_close(found, wkv(k, v, decay, first, state))
-    currents, membrane = 2 * k, torch.zeros(2, 5)
-    spikes = differentiable_lif(currents, membrane)
-    assert torch.equal(membrane, torch.zeros(2, 5))
-    assert torch.equal(spikes, lif(currents, membrane))
-    assert 0 < spikes.mean() < 1
-
-
-def test_the_gradient_of_the_average_is_that_of_finite_differences() -> None:
-    generator = torch.Generator().manual_seed(1)
-    k, v = (torch.randn(6, 1, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    decay, first = (torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(2))
-    state = torch.zeros(3, 1, 3, dtype=torch.float64)
-    state[2] = P_INIT
-
-    def averaged(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return differentiable_wkv(k, v, decay, first, state)
-
-    assert torch.autograd.gradcheck(averaged, (k.requires_grad_(), v.requires_grad_()))
-
-
-def test_a_spike_has_the_slope_of_the_arctangent() -> None:
-    current = torch.tensor([[[2.0, 0.0, 4.0]]], requires_grad=True)  # membranes 1, 0, 2
-    differentiable_lif(current, torch.zeros(1, 3)).sum().backward()  # type: ignore[no-untyped-call]
-    assert current.grad is not None
-    far = 0.5 / (1 + np.pi**2)
-    np.testing.assert_allclose(current.grad.flatten().numpy(), [0.5, far, far], rtol=1e-6)
 
 
 @pytest.fixture
