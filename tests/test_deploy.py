@@ -48,6 +48,7 @@ KEYS = {
         "constraints",
         "setting",
         "quantiser",
+        "tuning",
         "weights",
         "search",
         "export",

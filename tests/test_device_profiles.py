@@ -173,7 +173,7 @@ def test_default_levels_are_what_a_class_runs_well(board: Profile) -> None:
     elif board.runtime.onnxruntime == "1.23.2":
         assert levels == ["16", "8g64", "4g32", "4g128"]
     else:
-        assert levels == ["16", "8g64", "4g32", "4g128", "2g64"]
+        assert levels == ["16", "8g64", "4g32", "4g128", "2g64m"]
 
 
 # runtimes

@@ -116,7 +116,7 @@ SearchWindows = Annotated[
     typer.Option(
         "--search-windows",
         min=1,
-        help="Items that steer the search. [dim]Default: 64 windows, or all sentences.[/dim]",
+        help="Items that steer the search. [dim]Default: 48 windows, or all sentences.[/dim]",
         show_default=False,
     ),
 ]

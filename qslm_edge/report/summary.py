@@ -31,6 +31,7 @@ __all__ = [
     "quantiser_line",
     "summary_rows",
     "title_line",
+    "tuning_line",
     "verdict_words",
     "where_line",
 ]
@@ -83,6 +84,19 @@ def quantiser_line(report: dict[str, Any]) -> str:
     data = found["calibration"]
     on = "" if data is None else f", calibrated on {data['source']}, {data['n_tokens']} tokens"
     return clean(f"Quantiser: {found['name']}{on} ({found['why']})")
+
+
+def tuning_line(report: dict[str, Any]) -> str:
+    """What tuning did, on trained items and on others; empty where weights were not tuned."""
+    found = report.get("tuning")
+    if found is None:
+        return ""
+    seen, other = (found["divergence_nats"][key] for key in ("trained", "held_out"))
+    return (
+        f"Tuned: {found['steps']} steps, {found['tokens']:,} tokens; divergence from float "
+        f"{seen['before']:.3f} → {seen['after']:.3f} nats on trained items, "
+        f"{other['before']:.3f} → {other['after']:.3f} on held-out ones"
+    )
 
 
 def where_line(report: dict[str, Any]) -> str:

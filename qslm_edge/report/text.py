@@ -21,6 +21,7 @@ from qslm_edge.report.summary import (
     condition_lines,
     quantiser_line,
     title_line,
+    tuning_line,
     verdict_words,
     where_line,
 )
@@ -136,6 +137,8 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
     ]
     if quantiser := quantiser_line(report):
         lines.append(quantiser)
+    if tuning := tuning_line(report):
+        lines.append(tuning)
     if report["search"] is not None:
         lines.append(statistics_line(report["search"].get("statistics")))
     placement = verification["placement"]

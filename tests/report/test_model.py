@@ -49,7 +49,7 @@ def test_a_report_is_joined_from_the_steps_without_infinity(small: Report) -> No
         task=SimpleNamespace(name="wikitext2", title="WikiText-2"),
         constraints=Constraints(**small["constraints"]),
     )
-    manifest = {key: small[key] for key in ("task", "setting", "quantiser", "weights")}
+    manifest = {key: small[key] for key in ("task", "setting", "quantiser", "tuning", "weights")}
     bundle = SimpleNamespace(
         manifest=manifest, path=Path("runs/small/bundle"), digest=small["bundle"]["digest"]
     )

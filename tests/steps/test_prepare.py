@@ -178,7 +178,7 @@ def test_a_gpus_own_memory_is_no_limit_of_the_process_but_a_named_one_is(plan: M
 
 def test_selection_and_early_decisions(plan: MakePlan) -> None:
     made = plan().options
-    assert (made.mu, made.early, made.method) == (None, True, "tiered")
+    assert (made.mu, made.early, made.method) == (None, True, "budgeted")
     assert plan(early=False).options.early is False
     assert plan(mu=0.0).options.mu == 0.0
 
