@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["keep_freed_memory", "lasting", "lasting_array"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory", "lasting", "lasting_array"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LIMIT = 2**30
@@ -37,6 +37,21 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT) and mallopt(_M_TRIM_THRESHOLD, _LIMIT))
+
+
+def give_back_freed_memory() -> bool:
+    """Let glibc return what it kept, before work that needs memory of another shape; elsewhere do nothing.
+
+    Returns:
+        Whether anything was returned.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(trim(0))
 
 
 def lasting(tensor: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Quantiser(ABC):
     def quantise(
         self, matrix: Float, bits: int, group_size: int, statistics: InputStatistics | None = None
     ) -> Quantised:
-        """Quantise a matrix [N, K] in groups of `group_size` columns.
+        """Quantise a matrix [N, K] in groups of `group_size` columns. No row may depend on another.
 
         Args:
             matrix: float32 [N, K], finite.

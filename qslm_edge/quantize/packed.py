@@ -19,6 +19,8 @@ from qslm_edge.spikegpt.hierarchy import Module
 __all__ = ["PackedMatrix", "pack_matrix"]
 
 _NEAREST = Rtn()
+PART_WEIGHTS = 2**22
+"""Weights quantised or restored at once: rows do not depend on each other, and the head of a large model is large."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,27 @@ class PackedMatrix:
         rows, columns = self.module.rows, self.module.columns
         if self.level.is_float:
             return self.data.astype(np.float32, copy=False)
-        codes = self.data.astype(np.uint8, copy=False)
-        if self.level.bits == 1:
+        values = np.empty((rows, columns), np.float32)
+        step = max(1, PART_WEIGHTS // columns)
+        for row in range(0, rows, step):
+            values[row : row + step] = self._values(slice(row, row + step))
+        return values
+
+    def _values(self, rows: slice) -> Float:
+        """Some rows of a packed or sign matrix."""
+        bits, codes = self.level.bits, self.data[rows].astype(np.uint8, copy=False)
+        if bits == 1:
             return unpack_planar(codes, 1).astype(np.float32)
-        bits = self.level.bits
         if self.scales is None:
             raise ValueError(f"{self.module.name}: packed codes without scales")
-        scales = self.scales.astype(np.float32, copy=False)
+        scales = self.scales[rows].astype(np.float32, copy=False)
         if self.module.kind == "embedding":
             flat = unpack_planar(codes, bits)
         else:
-            flat = unpack_blocked(codes.reshape(rows, -1), bits, columns)
+            flat = unpack_blocked(codes.reshape(len(codes), -1), bits, self.module.columns)
         if self.zeros is None:
             return dequantise_midrise(flat, scales, bits)
-        return dequantise_groups(flat, scales, unpack_blocked(self.zeros, bits, scales.shape[1]))
+        return dequantise_groups(flat, scales, unpack_blocked(self.zeros[rows], bits, scales.shape[1]))
 
 
 def pack_matrix(
@@ -118,12 +127,16 @@ def pack_matrix(
         )
     if not np.isfinite(weights).all():
         raise CheckpointError("a weight is not finite", where=module.name)
-    packed_zeros = None
-    if level.midrise:
-        codes, scales = quantiser.quantise_midrise(weights, level.bits, group, statistics)
-    else:
-        codes, scales, zeros = quantiser.quantise(weights, level.bits, group, statistics)
-        packed_zeros = pack_blocked(zeros, level.bits)
+    parts: list[tuple[NDArray[Any], ...]] = []
+    step = max(1, PART_WEIGHTS // module.columns)
+    for row in range(0, module.rows, step):
+        rows = weights[row : row + step]
+        if level.midrise:
+            parts.append(quantiser.quantise_midrise(rows, level.bits, group, statistics))
+        else:
+            parts.append(quantiser.quantise(rows, level.bits, group, statistics))
+    codes, scales, *zeros = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    packed_zeros = pack_blocked(zeros[0], level.bits) if zeros else None
     stored: NDArray[np.floating[Any]] = (
         scales.astype(np.float16) if module.scale_bits == 16 else scales.astype(np.float32, copy=False)
     )

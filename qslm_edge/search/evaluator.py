@@ -29,6 +29,8 @@ __all__ = ["Cost", "Evaluator", "Stop", "TopTokens"]
 
 Stop = Callable[[Scores], bool]
 LOGIT_BYTES = 16 * 2**20
+ACTIVATION_BYTES = 48 * 2**20
+"""Largest activation of a batch: a forward pass keeps about a dozen of that size, so large models take fewer items."""
 BATCH_ITEMS = {"language_model": 16, "classification": 64}
 
 
@@ -78,11 +80,16 @@ class Evaluator:
         self.store, self.items, self.reuse = store, items, reuse
         self.hierarchy = store.hierarchy
         self.kind: Kind = "language_model" if self.hierarchy.head == "lm" else "classification"
-        size = batch_items or BATCH_ITEMS[self.kind]
+        size = batch_items or self._batch_items(items)
         self.batches: list[Batch] = list(batches(items, size))
         self.cost = Cost()
         self._streams: OrderedDict[tuple[int, tuple[str, ...]], Tensor] = OrderedDict()
         self._stream_bytes, self._cache_bytes = 0, cache_bytes
+
+    def _batch_items(self, items: Items) -> int:
+        longest = max(int(items.lengths.max()), 1)
+        fitting = ACTIVATION_BYTES // (4 * self.store.model.config.ffn_dim * longest)
+        return max(1, min(BATCH_ITEMS[self.kind], fitting))
 
     @property
     def n_blocks(self) -> int:

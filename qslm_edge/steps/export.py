@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from qslm_edge import __version__
+from qslm_edge.allocator import give_back_freed_memory
 from qslm_edge.bundle.reader import MANIFEST, Bundle
 from qslm_edge.bundle.writer import check_place, finish_bundle, save_arrays, save_scores, save_split, staging
 from qslm_edge.errors import DisagreementError, UsageError
@@ -84,6 +85,7 @@ def export_bundle(
     job = ExportJob(store, setting, plan.profile.runtime.opset, plan.profile.runtime.ir_version)
     report_items = plan.items("report")
     float_search, float_report, expected = _scores(plan, job, search_items, report_items, expected, progress)
+    give_back_freed_memory()  # the exporter and the runtime need none of what scoring used
     with staging(target) as work:
         progress.stage("export", 3)
         exported = exporter.export(job, work)

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qslm_edge.errors import UsageError
+from qslm_edge.quantize import packed
 from qslm_edge.quantize.accounting import matrix_bytes
 from qslm_edge.quantize.levels import FLOAT16, FLOAT32, GROUP_SIZES, SIGN, Level, parse_level
 from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
@@ -141,3 +142,16 @@ def test_codes_without_scales_stand_for_nothing() -> None:
     stored = PackedMatrix(LINEAR, Level(4, 32, 4), np.zeros((10, 12, 16), np.uint8))
     with pytest.raises(ValueError, match="without scales"):
         stored.dequantise()
+
+
+@pytest.mark.parametrize("text", ["8g64", "4g32", "2g64", "2g64m"])
+def test_a_matrix_quantised_in_parts_is_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(2).normal(size=(10, 128)).astype(np.float32)
+    module = Module("head", 0, "linear", 10, 128, 16)
+    whole = pack_matrix(module, weights, parse_level(text))
+    monkeypatch.setattr(packed, "PART_WEIGHTS", 3 * 128)  # three rows, and one at the end
+    parts = pack_matrix(module, weights, parse_level(text))
+    assert np.array_equal(parts.data, whole.data)
+    assert np.array_equal(np.asarray(parts.scales), np.asarray(whole.scales))
+    assert (parts.zeros is None) == (whole.zeros is None)
+    assert parts.zeros is None or np.array_equal(parts.zeros, np.asarray(whole.zeros))
