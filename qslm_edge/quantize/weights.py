@@ -69,7 +69,10 @@ class WeightStore:
         self.modules: dict[str, Module] = {module.name: module for module in hierarchy.modules}
         self._packed: dict[tuple[str, Level], PackedMatrix] = {}
         self._dense: OrderedDict[tuple[str, Level], Tensor] = OrderedDict()
-        self._dense_bytes, self._cache_bytes = 0, cache_bytes
+        # values that do not all fit are gone before they are asked for again: then the largest matrix is enough
+        whole = 4 * sum(module.n_params for module in hierarchy.modules)
+        largest = 4 * max(module.n_params for module in hierarchy.modules)
+        self._dense_bytes, self._cache_bytes = 0, cache_bytes if whole <= cache_bytes else largest
 
     @cached_property
     def _statistics(self) -> Statistics:

@@ -31,6 +31,8 @@ Stop = Callable[[Scores], bool]
 LOGIT_BYTES = 16 * 2**20
 ACTIVATION_BYTES = 48 * 2**20
 """Largest activation of a batch: a forward pass keeps about a dozen of that size, so large models take fewer items."""
+LARGE_MODEL_BYTES = 2**28
+"""From here on memory counts more than the time that keeping freed blocks saves."""
 BATCH_ITEMS = {"language_model": 16, "classification": 64}
 
 
@@ -76,7 +78,8 @@ class Evaluator:
         cache_bytes: int = 2**29,
         batch_items: int | None = None,
     ) -> None:
-        keep_freed_memory()
+        if store.hierarchy.float32_bytes < LARGE_MODEL_BYTES:
+            keep_freed_memory()
         self.store, self.items, self.reuse = store, items, reuse
         self.hierarchy = store.hierarchy
         self.kind: Kind = "language_model" if self.hierarchy.head == "lm" else "classification"
