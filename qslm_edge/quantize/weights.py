@@ -72,7 +72,8 @@ class WeightStore:
         # values that do not all fit are gone before they are asked for again: then the largest matrix is enough
         whole = 4 * sum(module.n_params for module in hierarchy.modules)
         largest = 4 * max(module.n_params for module in hierarchy.modules)
-        self._dense_bytes, self._cache_bytes = 0, cache_bytes if whole <= cache_bytes else largest
+        self._dense_bytes = 0
+        self._cache_bytes = cache_bytes if whole <= cache_bytes else min(cache_bytes, largest)
 
     @cached_property
     def _statistics(self) -> Statistics:
