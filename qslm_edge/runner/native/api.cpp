@@ -3,6 +3,10 @@
 #include <exception>
 #include <system_error>
 
+#pragma GCC visibility push(default)
+#include "qslm.h"
+#pragma GCC visibility pop
+
 #include "model.h"
 
 struct qslm_model {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import UsageError
+from qslm_edge.runner.runtime import NATIVE
 from qslm_edge.runner.sessions.base import ONNXRUNTIME, Session, SessionOptions
+from qslm_edge.runner.sessions.native import NativeSession
 from qslm_edge.runner.sessions.portable import PortableSession
 
 __all__ = ["ENGINES", "check_engine", "load_library", "open_session"]
 
-ENGINES = (ONNXRUNTIME,)
+_CLASSES: dict[str, type[Session]] = {ONNXRUNTIME: PortableSession, NATIVE: NativeSession}
+ENGINES = tuple(_CLASSES)
 
 
 def check_engine(name: str) -> None:
@@ -43,4 +46,4 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
 
 def _class_of(options: SessionOptions) -> type[Session]:
     check_engine(options.engine)
-    return PortableSession
+    return _CLASSES[options.engine]
