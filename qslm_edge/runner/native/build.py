@@ -70,11 +70,12 @@ class Built:
         }
 
 
-def build(cuda: bool = False) -> Built:
+def build(cuda: bool = False, isa: str | None = None) -> Built:
     """The library for this machine, compiled if it is not in the cache.
 
     Args:
         cuda: the GPU engine, by nvcc.
+        isa: one of ISAS; None takes $QSLM_EDGE_NATIVE_ISA, else the processor's own.
 
     Raises:
         RuntimeFault: no compiler, it fails, or the cache cannot be written.
@@ -85,7 +86,7 @@ def build(cuda: bool = False) -> Built:
         return _given(Path(named))
     sources = _sources(cuda)
     compiler = _nvcc() if cuda else _compiler()
-    flags = _CUDA_FLAGS if cuda else (*_FLAGS, *_isa_flags())
+    flags = _CUDA_FLAGS if cuda else (*_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
     version, cpu = _version(compiler), cpu_identity()
     facts = json.dumps([compiler, version, flags, cpu, sorted((n, d.decode()) for n, d in sources.items())])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
@@ -185,8 +186,7 @@ def _nvcc() -> list[str]:
     raise RuntimeFault("no CUDA compiler", found="no nvcc", hint="install the CUDA toolkit, or let NVCC name it")
 
 
-def _isa_flags() -> tuple[str, ...]:
-    isa = os.environ.get(ISA_VARIABLE) or "native"
+def _isa_flags(isa: str) -> tuple[str, ...]:
     if isa not in ISAS:
         raise UsageError("unknown instruction set", where=ISA_VARIABLE, found=isa, allowed=", ".join(ISAS))
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")

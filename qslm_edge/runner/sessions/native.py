@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from contextlib import suppress
 from ctypes import c_void_p
 from functools import lru_cache
 from typing import Any
@@ -159,6 +160,17 @@ class _Weights:
         else:  # a file that the manifest has no digest for is never used
             raise RuntimeFault("the manifest does not name the table of the weights", where=bundle.file(TENSORS))
         self._layers: Any = None
+        self._bring_in()
+
+    def _bring_in(self) -> None:
+        """Map the pages of all but the embedding at once, where the system can: each fault costs more than reading it.
+
+        Of the embedding only the rows in use are ever touched.
+        """
+        begin = min((t.offset for name, t in self.table.tensors.items() if not name.startswith("emb")), default=0)
+        begin -= begin % mmap.PAGESIZE
+        with suppress(OSError):
+            self._map.madvise(_POPULATE_READ, begin, len(self._bytes) - begin)
 
     def spec(self, bundle: Bundle, threads: int) -> Spec:
         """The whole model, every shape held against the manifest.
