@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|doctor|info|build-native")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="verify|meter|doctor|info|build-native"
+    )
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )

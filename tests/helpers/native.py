@@ -26,7 +26,9 @@ from qslm_edge.runner.sessions.native import NativeSession, native_library
 __all__ = ["ISAS", "engine", "exported_bundle", "library", "native_session", "needs_compiler"]
 
 _HAS_COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-needs_compiler = pytest.mark.skipif(not _HAS_COMPILER, reason="no C++ compiler (c++, g++, clang++) is installed")
+needs_compiler = pytest.mark.skipif(
+    not _HAS_COMPILER, reason="no C++ compiler (c++, g++, clang++) is installed"
+)
 
 
 def _has_avx2() -> bool:
@@ -83,7 +85,8 @@ def exported_bundle(job: ExportJob, directory: Path) -> Bundle:
         "state": {"n_layer": config.n_layer, "n_embd": config.n_embd, "p_init": -1e38},
         "runtime": {"onnxruntime_min": "1.18.1"},
         "files": [
-            {"path": name, "bytes": (directory / name).stat().st_size, "sha256": ""} for name in exported.files
+            {"path": name, "bytes": (directory / name).stat().st_size, "sha256": ""}
+            for name in exported.files
         ],
     }
     (directory / "manifest.json").write_text(json.dumps(manifest), "utf-8")

@@ -200,7 +200,11 @@ def test_packed_products(isa: str, case: Case) -> None:
         assert (found[0] == modelled(case, codes, scales, zeros, x)).all()
         return
     centre = np.full(scales.shape, (2**case.bits - 1) / 2) if case.midrise else zeros.astype(np.float64)
-    terms = (codes - centre[..., None]) * scales.astype(np.float64)[..., None] * x.reshape(case.groups, case.group)
+    terms = (
+        (codes - centre[..., None])
+        * scales.astype(np.float64)[..., None]
+        * x.reshape(case.groups, case.group)
+    )
     wanted, size = terms.sum((1, 2)), np.abs(terms).sum((1, 2))
     assert (np.abs(found[0] - wanted) <= 1e-6 * size + 1e-30).all()
 

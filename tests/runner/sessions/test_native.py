@@ -72,7 +72,9 @@ def all_logits(session: NativeSession, tokens: Array) -> tuple[Array, Array]:
 
 
 def mean_kl(a: Array, b: Array) -> float:
-    logs = [x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum(-1, keepdims=True)) for x in (a, b)]
+    logs = [
+        x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum(-1, keepdims=True)) for x in (a, b)
+    ]
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean())
 
 
@@ -89,7 +91,8 @@ def test_it_computes_what_the_graph_computes(level: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "embedding", "mixed"), [("4g64", "dense", True), ("32", "binary", False), ("sign", "binary", False)]
+    ("level", "embedding", "mixed"),
+    [("4g64", "dense", True), ("32", "binary", False), ("sign", "binary", False)],
 )
 def test_mixed_levels_and_binary_embeddings(level: str, embedding: str, mixed: bool, make: Make) -> None:
     bundle, tokens = make(level, embedding=embedding, mixed=mixed), random_tokens(T, B)
@@ -198,7 +201,11 @@ def test_ids_beyond_the_vocabulary_are_refused(wrong: int, make: Make) -> None:
     state = session.initial_state(1)
     with pytest.raises(RuntimeFault, match=f"a token id that the vocabulary does not hold: {wrong}"):
         session.logits(tokens, state, 1)
-    assert session.logits(random_tokens(4, 1), state, 1)[0].shape == (1, 1, VOCABULARY)  # nothing had been run
+    assert session.logits(random_tokens(4, 1), state, 1)[0].shape == (
+        1,
+        1,
+        VOCABULARY,
+    )  # nothing had been run
 
 
 def test_misuse_is_one_line(make: Make) -> None:
@@ -260,7 +267,10 @@ def test_no_other_runtime_is_loaded(make: Make) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LIBRARY_VARIABLE, str(library()))
         done = subprocess.run(
-            [sys.executable, "-c", program, str(make("4g64").path)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", program, str(make("4g64").path)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
