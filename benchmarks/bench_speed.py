@@ -191,7 +191,8 @@ def _entry(
     token_s = [found["token_s"] for found in rounds]
     size = None if entry.kind.startswith("torch") else bytes_a_token(path)
     first, cache = rounds[0], last_cache_bytes()
-    share, reason = None, "torch reads what onnxruntime fp32 reads: see there"
+    share: float | None = None
+    reason: str | None = "torch reads what onnxruntime fp32 reads: see there"
     if size is not None:
         key = "one_thread_bytes_per_s" if row.threads == 1 else "all_threads_bytes_per_s"
         rates = [found[key] for found in read if found[key] is not None]
