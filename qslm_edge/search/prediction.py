@@ -78,7 +78,7 @@ def predict_modules(
     wanted: list[Cell] = [
         (module, level)
         for module in evaluator.hierarchy.modules
-        for level in dict.fromkeys(space.level(module, level) for level in levels)
+        for level in dict.fromkeys(space.level(module, level) for level in space.wanted(levels))
     ]
     lossy = [cell for cell in wanted if not evaluator.store.is_lossless(cell[0].name, cell[1])]
     known = {cell: journal.get(PURPOSE, _key(cell), shared=True) for cell in lossy}
