@@ -29,9 +29,10 @@ from qslm_edge.recipe import Recipe
 from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.reference import model_digest
 from qslm_edge.search.run import SearchOptions
-from qslm_edge.search.space import LevelMap, check_levels, cut_sizes
+from qslm_edge.search.space import check_levels
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
 from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics, training_items
+from qslm_edge.steps.cuts import offered_cuts, refuse_cut_levels
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -179,7 +180,7 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
     hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
-    options = replace(options, cuts=_cuts(recipe, hierarchy, LevelMap(model.config), options.levels))
+    options = replace(options, cuts=offered_cuts(recipe, hierarchy, model.config, options.levels))
     tokenizer = load_tokenizer(_tokenizer_path(recipe, path, model.config.vocab_size))
     check_vocabulary(tokenizer, model.config.vocab_size)
     if device is None:
@@ -234,23 +235,6 @@ def _tuning(recipe: Recipe) -> TuneOptions | None:
         )
     names = {"tune_tokens": "tokens", "tune_rate": "learning_rate", "seed": "seed"}
     return TuneOptions(**{names[name]: value for name, value in given.items() if name in names})
-
-
-def _cuts(
-    recipe: Recipe, hierarchy: Hierarchy, space: LevelMap, levels: tuple[Level, ...]
-) -> tuple[int, ...]:
-    """Hidden units that an SRFFN may be cut to: every layer of a model has the same."""
-    if recipe.cut_hidden is None:
-        return ()
-    if recipe.method not in ("budgeted", "pareto"):
-        raise UsageError(
-            "cuts go with a search over predicted costs",
-            where="--cut-hidden, --method",
-            found=recipe.method,
-            allowed="budgeted, pareto",
-        )
-    value = next(module for module in hierarchy.modules if module.hidden == "columns")
-    return cut_sizes(value, recipe.cut_hidden, [space.level(value, level) for level in levels])
 
 
 def _mu(recipe: Recipe) -> float | None:
@@ -311,13 +295,7 @@ def _levels(recipe: Recipe, profile: Profile) -> tuple[Level, ...]:
     if recipe.levels is None:
         return default_levels(profile, recipe.group_size, recipe.tune)
     levels = listed_levels(recipe.levels, profile, recipe.group_size)
-    if cut := [level for level in levels if level.units is not None]:
-        raise UsageError(
-            "a level of a cut matrix",
-            where="--levels",
-            found=cut[0],
-            hint=f"--levels {cut[0].whole} --cut-hidden SHARE lets the search find where to cut",
-        )
+    refuse_cut_levels(levels)
     return levels
 
 
