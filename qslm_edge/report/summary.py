@@ -94,7 +94,7 @@ def cuts_line(report: dict[str, Any]) -> str:
         return ""
     units = ", ".join(str(n) for n in found["hidden_units"])
     whole = report["model"]["ffn_dim"]
-    return f"Cut: {100 * found['share']:.0f} % of the hidden units; of {whole} a layer keeps {units}"
+    return f"Cut: {100 * found['share']:.1f} % of the hidden units; of {whole} a layer keeps {units}"
 
 
 def tuning_line(report: dict[str, Any]) -> str:
