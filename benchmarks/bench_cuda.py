@@ -53,13 +53,13 @@ class RandomStore:
     def __init__(self, config: SpikeGPTConfig) -> None:
         self.hierarchy = build_hierarchy(config, "lm")
         self.model = SpikeGPT(config, _vectors(config))
-        self._modules = {module.name: module for module in self.hierarchy.modules}
+        self.modules = {module.name: module for module in self.hierarchy.modules}
 
     def packed(self, name: str, level: Level) -> PackedMatrix:
         """A matrix; equal for equal names."""
-        module = self._modules[name]
+        module = self.modules[name]
         rows, columns = module.rows, module.columns
-        draw = np.random.default_rng(sorted(self._modules).index(name))
+        draw = np.random.default_rng(sorted(self.modules).index(name))
         deviation = 1.6 / np.sqrt(columns)
         if level.group_size is None:
             values = draw.standard_normal((rows, columns), np.float32) * np.float32(deviation)
@@ -161,7 +161,16 @@ def measure(session: CudaSession, number: int, vocabulary: int, steps: int, sour
     }
     if isinstance(source, PowerSource):
         result = measure_energy(source, streams.run_for, **PRESETS["smoke"].lengths())
-        names = ("status", "reason", "gross_j_per_token", "net_j_per_token", "mean_w", "idle_w", "duration_s", "tokens")
+        names = (
+            "status",
+            "reason",
+            "gross_j_per_token",
+            "net_j_per_token",
+            "mean_w",
+            "idle_w",
+            "duration_s",
+            "tokens",
+        )
         found["energy"] = {name: getattr(result, name) for name in names}
     return found
 

@@ -9,14 +9,15 @@ for the layer before it. WKV is held as the mean m = a / b and the logarithm s =
     m' = v + sigmoid(s + w - k) (m - v)
     s' = k + softplus(s + w - k)
 
-A spike is a HardSigmoid so steep that no number lies on its slope. Activations are float16, sums float32. Every node has
-a CUDA kernel, there is no Scan, and no Concat or Split is wider than a CUDA graph can capture.
+A spike is a HardSigmoid so steep that no number lies on its slope. Activations are float16, sums float32. Every node
+has a CUDA kernel, there is no Scan, and no Concat or Split is wider than a CUDA graph can capture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,12 @@ class StateTensor:
 
 
 STATES = (
-    *(StateTensor("att_x", 0.0), StateTensor("ffn_x", 0.0), StateTensor("key", NEVER), StateTensor("value", 0.0)),
+    *(
+        StateTensor("att_x", 0.0),
+        StateTensor("ffn_x", 0.0),
+        StateTensor("key", NEVER),
+        StateTensor("value", 0.0),
+    ),
     *(StateTensor("log_sum", NEVER, wide=True), StateTensor("mean", 0.0, wide=True)),
     *(StateTensor("att_z", 0.0), StateTensor("ffn_z", 0.0)),
 )
@@ -110,17 +116,17 @@ class CudaStepGraph:
             output, width, values_name = "features", c, features
         g.node("Cast", [values_name], [output], name=f"{output}.float", to=FLOAT)
 
-        def value(state: StateTensor, name: str) -> onnx.ValueInfoProto:
+        def described(state: StateTensor, name: str) -> onnx.ValueInfoProto:
             kind = HALF if self.half and not state.wide else FLOAT
             return onnx.helper.make_tensor_value_info(name, kind, [layers, "B", c])
 
         tokens = onnx.helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "B"], "one id a stream")
         return g.model(
             "spikegpt-step",
-            [tokens, *(value(state, state.name) for state in STATES)],
+            [tokens, *(described(state, state.name) for state in STATES)],
             [
                 onnx.helper.make_tensor_value_info(output, FLOAT, [1, "B", width]),
-                *(value(state, f"{state.name}_out") for state in STATES),
+                *(described(state, f"{state.name}_out") for state in STATES),
             ],
             opset=opset,
             ir_version=ir_version,
@@ -170,7 +176,9 @@ class CudaStepGraph:
         rows = g.one("Unsqueeze", [f"{part}_x", g.constant([1])], name=f"{part}.x_rows")
         before = g.one("Mul", [rows, self._narrow(unmix, f"{part}.unmix_half")], name=f"{part}.before")
         self._by_kind(before, f"{part}_before", kinds, found)
-        if self.fused:  # a constant 1 of the shape of the state: a factor for every stream without knowing their number
+        if (
+            self.fused
+        ):  # a constant 1 of the shape of the state: a factor for every stream without knowing their number
             ones = g.one("HardSigmoid", [rows], name=f"{part}.ones", alpha=0.0, beta=1.0)
             factors = g.one("Mul", [ones, self._narrow(mix, f"{part}.mix_half")], name=f"{part}.factors")
             self._by_kind(factors, f"{part}_mix", kinds, found)
@@ -241,7 +249,10 @@ class CudaStepGraph:
             return g.one("Add", [x, g.one("Mul", [gate, y], name=f"{name}.part")], name=name)
         # GatedAdd has one gate a row: rows of one number
         column = g.constant([-1, 1])
-        flat = [g.one("Reshape", [v, column], name=f"{name}.{i}") for i, v in zip("xyg", (x, y, gate), strict=True)]
+        flat = [
+            g.one("Reshape", [v, column], name=f"{name}.{i}")
+            for i, v in zip("xyg", (x, y, gate), strict=True)
+        ]
         total = g.one("GatedAdd", flat, name=f"{name}.sum", domain=MICROSOFT)
         return g.one("Reshape", [total, g.constant([1, -1, self.config.n_embd])], name=name)
 
@@ -255,7 +266,7 @@ class CudaStepGraph:
     ) -> tuple[str, str]:
         """LayerNorm(x + skip), and x + skip; with skip = x LayerNorm(x), whose own kernel takes twice as long."""
         outputs = [name, "", "", f"{name}.residual"] if residual and skip != x else [name]
-        weights = [g_name for part in ("weight", "bias") if (g_name := self.graph.stored(f"{name}.{part}"))]
+        weights = [self.graph.stored(f"{name}.{part}") for part in ("weight", "bias")]
         if not wide:
             weights = [self._narrow(weight, f"{weight}_half") for weight in weights]
         self.graph.node(
@@ -274,7 +285,9 @@ class CudaStepGraph:
         """One matrix product: float16 where its stored form is exact in it, else float32."""
         g, packed = self.graph, self.store.packed(module, self.setting[module])
         level, name = packed.level, f"{module}.output"
-        narrow = self.half and (level.bits == 16 or (packed.scales is not None and packed.scales.dtype == np.float16))
+        narrow = self.half and (
+            level.bits == 16 or (packed.scales is not None and packed.scales.dtype == np.float16)
+        )
         if self.half and not narrow:
             x = g.one("Cast", [x], name=f"{module}.input", to=FLOAT)
         product = name if narrow or not self.half else f"{module}.product"
@@ -285,8 +298,10 @@ class CudaStepGraph:
             g.node("MatMul", [x, weight], [product], name=module)
         else:
             whole = packed.module.rows // ROW_BLOCK * ROW_BLOCK
-            ends = [0, whole, packed.module.rows] if 0 < whole < packed.module.rows else [0, packed.module.rows]
-            spans = list(zip(ends, ends[1:], strict=False))
+            ends = (
+                [0, whole, packed.module.rows] if 0 < whole < packed.module.rows else [0, packed.module.rows]
+            )
+            spans = list(pairwise(ends))
             names = [product] if len(spans) == 1 else [f"{module}.rows{start}" for start, _ in spans]
             for span, output in zip(spans, names, strict=True):
                 self._rows(packed, span, x, output, narrow)
@@ -338,7 +353,10 @@ class CudaStepGraph:
         shape = g.constant([1, 1, self.config.n_embd])
         sources = [g.stored(f"blocks.{i}.att.{name}") for i in range(self.config.n_layer)]
         return g.one(
-            "Concat", [g.one("Reshape", [v, shape], name=f"{v}_row") for v in sources], name=f"{name}.all", axis=0
+            "Concat",
+            [g.one("Reshape", [v, shape], name=f"{v}_row") for v in sources],
+            name=f"{name}.all",
+            axis=0,
         )
 
     def _narrow(self, x: str, name: str) -> str:

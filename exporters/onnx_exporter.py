@@ -1,11 +1,15 @@
-"""ONNX: model.onnx with its weights in model.bin, and the step graph for CUDA over the same weights."""
+"""ONNX: model.onnx with its weights in model.bin, tensors.json, which says what lies where in it, and the step
+graph for CUDA over the same weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 
+from qslm_edge.bundle.tensors import SCHEMA, TENSORS
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters.base import Exported, Exporter, ExportJob
 from qslm_edge.exporters.onnx_cuda import FUSED_MINIMUM, PLAIN_MINIMUM, STATES, CudaStepGraph
@@ -31,13 +35,14 @@ class OnnxExporter(Exporter):
                 allowed="packed (8, 4, 2) and float (16, 32) levels",
                 hint="search with the default method",
             )
-        files, parts = [GRAPH, WEIGHTS], {}
+        files, parts = [GRAPH, WEIGHTS, TENSORS], {}
         metadata = {"setting": job.setting.describe()}
         try:
             with WeightFile(directory / WEIGHTS) as weights:
                 builder = SpikeGPTGraph(job.store, job.setting, weights)
                 model = builder.build(job.opset, job.ir_version, metadata)
             _write(model, directory / GRAPH)
+            (directory / TENSORS).write_text(_tensor_table(job, weights), "utf-8")
             if job.cuda:
                 step = CudaStepGraph(job.store, job.setting, weights, fused=job.fused_cuda)
                 _write(step.build(job.opset, job.ir_version, metadata), directory / CUDA_STEP)
@@ -56,9 +61,7 @@ class OnnxExporter(Exporter):
             "bits": bits,
             "operators": sorted(op for op in builder.graph.operators() if "::" in op),
         }
-        return Exported(
-            tuple(files), weights.weight_bytes, builder.graph.operators(), requirements, parts
-        )
+        return Exported(tuple(files), weights.weight_bytes, builder.graph.operators(), requirements, parts)
 
     def export_tapped(self, job: ExportJob, directory: Path) -> Path:
         """Write a second graph over the same weights that also gives every module's input and output.
@@ -78,3 +81,27 @@ class OnnxExporter(Exporter):
 def _write(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path))
+
+
+def _tensor_table(job: ExportJob, weights: WeightFile) -> str:
+    """The text of tensors.json: a line for each tensor and each matrix."""
+    matrices: list[dict[str, Any]] = []
+    for name, level in job.setting.levels:
+        module = job.store.modules[name]
+        matrices.append(
+            {
+                "name": name,
+                "rows": module.rows,
+                "columns": module.columns,
+                "bits": level.bits,
+                "group": level.group_size if level.is_packed else None,
+                "midrise": level.midrise,
+                "float_activations": not (level.is_packed and level.accuracy_level),
+            }
+        )
+    parts = [
+        f'"{key}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
+        for key, entries in (("tensors", weights.tensors), ("matrices", matrices))
+    ]
+    head = f'"schema": {json.dumps(SCHEMA)},\n "file": {json.dumps(weights.name)}'
+    return "{\n " + ",\n ".join([head, *parts]) + "\n}\n"

@@ -33,12 +33,16 @@ class WeightFile:
     Args:
         path: file to create; only its name enters the graph.
         write: False describes the tensors without writing them, for a second graph over the same file.
+
+    Attributes:
+        tensors: name, dtype, shape, offset and bytes of what was added, in order.
     """
 
     def __init__(self, path: Path, write: bool = True) -> None:
         self.name = path.name
         self.offset, self.weight_bytes = 0, 0
-        self.tensors: dict[str, TensorProto] = {}
+        self.protos: dict[str, TensorProto] = {}
+        self.tensors: list[dict[str, Any]] = []
         self._file: BinaryIO | None = path.open("wb") if write else None
 
     def __enter__(self) -> WeightFile:
@@ -62,9 +66,18 @@ class WeightFile:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", self.offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
+        self.tensors.append(
+            {
+                "name": name,
+                "dtype": array.dtype.name,
+                "shape": list(array.shape),
+                "offset": self.offset,
+                "bytes": array.nbytes,
+            }
+        )
         self.offset += array.nbytes
         self.weight_bytes += array.nbytes
-        self.tensors[name] = tensor
+        self.protos[name] = tensor
         return tensor
 
 
@@ -96,7 +109,7 @@ class Graph:
 
     def stored(self, name: str, rows: tuple[int, int] | None = None) -> str:
         """Use a weight that another graph over the same file added, or some of its rows."""
-        tensor = self.weights.tensors[name]
+        tensor = self.weights.protos[name]
         if rows is not None and rows != (0, tensor.dims[0]):
             tensor = _rows_of(tensor, *rows)
         if tensor.name not in self._used:

@@ -1,7 +1,7 @@
 """The step graph for CUDA, run on the CPU: the portable graph's values, token by token, from the same weights.
 
-In float32 the builder must give what the portable graph gives. In float16, what it exports, rounding flips spikes; there
-the first tokens are compared, before streams part.
+In float32 the builder must give what the portable graph gives. In float16, what it exports, rounding flips spikes;
+there the first tokens are compared, before streams part.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ CUDA_OPERATORS = {
 """Each has a CUDA kernel for the types that the graph gives it: seen by running it there."""
 
 
-def both_graphs(job: ExportJob, directory: Path, *, half: bool = False, fused: bool = True) -> tuple[Any, Any, onnx.ModelProto]:
+def both_graphs(
+    job: ExportJob, directory: Path, *, half: bool = False, fused: bool = True
+) -> tuple[Any, Any, onnx.ModelProto]:
     """Sessions of the portable graph and of the step graph over one weight file, and the step model."""
     with WeightFile(directory / "model.bin") as weights:
         portable = SpikeGPTGraph(job.store, job.setting, weights).build(21, 10, {})
@@ -61,7 +63,9 @@ def first_state(session: Any, batch: int) -> dict[str, Array]:
     }
 
 
-def run_steps(session: Any, tokens: Array, state: dict[str, Array] | None = None) -> tuple[Array, dict[str, Array]]:
+def run_steps(
+    session: Any, tokens: Array, state: dict[str, Array] | None = None
+) -> tuple[Array, dict[str, Array]]:
     """Outputs [T, B, N] and the last state."""
     state = first_state(session, tokens.shape[1]) if state is None else state
     names = [output.name for output in session.get_outputs()]
@@ -100,8 +104,10 @@ def test_steps_give_the_values_of_the_portable_graph(
 
 @pytest.mark.parametrize(
     ("embedding", "level"),
-    [*(("dense", level) for level in ("32", "16", "8g32f", "4g32f", "4g64f", "2g32f", "2g64f", "2g64m"))]
-    + [("binary", "1"), ("binary", "32")],
+    [
+        *(("dense", level) for level in ("32", "16", "8g32f", "4g32f", "4g64f", "2g32f", "2g64f", "2g64m")),
+        *(("binary", level) for level in ("1", "32")),
+    ],
 )
 def test_every_stored_embedding_is_unpacked(embedding: Any, level: str, tmp_path: Path) -> None:
     job = make_job(make_model(embedding), "32", changes={"emb": level})
@@ -110,7 +116,9 @@ def test_every_stored_embedding_is_unpacked(embedding: Any, level: str, tmp_path
     np.testing.assert_allclose(run_steps(step, tokens)[0], run_portable(portable, job, tokens), atol=1e-3)
 
 
-@pytest.mark.parametrize("level", ["16", "4g64f"])  # the others round activations to int8 on a CPU, on CUDA none do
+@pytest.mark.parametrize(
+    "level", ["16", "4g64f"]
+)  # the others round activations to int8 on a CPU, on CUDA none do
 def test_float16_activations_are_near_until_spikes_flip(level: str, tmp_path: Path) -> None:
     job = make_job(make_model(), level)
     portable, step, _ = both_graphs(job, tmp_path, half=True)
@@ -135,7 +143,8 @@ def test_streams_of_a_batch_do_not_mix_and_state_goes_on(tmp_path: Path) -> None
 
 
 def test_a_spike_needs_a_membrane_of_one_exactly(tmp_path: Path) -> None:
-    for half, dtype in ((True, np.float16), (False, np.float32)):
+    types: tuple[tuple[bool, Any], ...] = ((True, np.float16), (False, np.float32))
+    for half, dtype in types:
         job = make_job(make_model(), "4g64")
         _, _, model = both_graphs(job, tmp_path, half=half)
         node = next(node for node in model.graph.node if node.name == "blocks.0.att.spikes")
@@ -170,7 +179,12 @@ def _only_weights(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
 
 
 def test_only_operators_with_cuda_kernels_and_no_constants_of_size(tmp_path: Path) -> None:
-    changes = {"emb": "2g32f", "blocks.1.att.key": "16", "blocks.1.att.value": "32", "blocks.2.ffn.key": "2g64m"}
+    changes = {
+        "emb": "2g32f",
+        "blocks.1.att.key": "16",
+        "blocks.1.att.value": "32",
+        "blocks.2.ffn.key": "2g64m",
+    }
     _, _, model = both_graphs(make_job(make_model(), "4g64", changes=changes), tmp_path, half=True)
     used = {f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node}
     assert used <= CUDA_OPERATORS
@@ -181,14 +195,15 @@ def test_only_operators_with_cuda_kernels_and_no_constants_of_size(tmp_path: Pat
 def test_the_export_names_the_step_graph_and_its_first_state(tmp_path: Path) -> None:
     job = make_job(make_model(), "4g64")
     plain = OnnxExporter().export(job, tmp_path)
-    assert (plain.files, plain.parts) == (("model.onnx", "model.bin"), {})
+    assert "step-cuda.onnx" not in plain.files
+    assert plain.parts == {}
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     found = []
     for _ in range(2):
         done = OnnxExporter().export(ExportJob(job.store, job.setting, cuda=True, fused_cuda=True), tmp_path)
         found.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert found[0] == found[1]
-    assert done.files == ("model.onnx", "model.bin", "step-cuda.onnx")
+    assert done.files == (*plain.files, "step-cuda.onnx")
     assert {name: found[0][name] for name in before} == before  # the portable graph is as without it
     assert done.parts["cuda"]["graph"] == "step-cuda.onnx"
     assert done.parts["cuda"]["onnxruntime_min"] == FUSED_MINIMUM

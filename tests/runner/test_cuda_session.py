@@ -45,8 +45,14 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "open_graph", _without_settings)
 
 
-def _without_settings(runtime: Any, bundle: Bundle, path: Path, given: Any, provider: str, _settings: Any) -> Any:
+def _without_settings(
+    runtime: Any, bundle: Bundle, path: Path, given: Any, provider: str, _settings: Any
+) -> Any:
     return opening.open_graph(runtime, bundle, path, given, provider)
+
+
+def _open_plainly(runtime: Any, _bundle: Bundle, path: Path, given: Any, _provider: str) -> Any:
+    return runtime.InferenceSession(str(path), given)
 
 
 def open_on_cpu(bundle: Bundle, **options: Any) -> CudaSession:
@@ -61,7 +67,9 @@ def tokens_of(bundle: Bundle, length: int, batch: int) -> Any:
 # ---- which session
 
 
-def test_a_bundle_for_cuda_has_the_step_graph_and_others_do_not(cuda_bundle: Bundle, lm_bundle: Bundle) -> None:
+def test_a_bundle_for_cuda_has_the_step_graph_and_others_do_not(
+    cuda_bundle: Bundle, lm_bundle: Bundle
+) -> None:
     assert "step-cuda.onnx" in cuda_bundle.file_bytes
     assert cuda_bundle.manifest["cuda"]["graph"] == "step-cuda.onnx"
     assert "cuda" not in lm_bundle.manifest
@@ -71,15 +79,17 @@ def test_a_bundle_for_cuda_has_the_step_graph_and_others_do_not(cuda_bundle: Bun
 def test_the_step_graph_is_taken_on_cuda_only(cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(open_session(cuda_bundle, SessionOptions()), PortableSession)
     taken: list[str] = []
-    monkeypatch.setattr(CudaSession, "__init__", lambda self, *_: taken.append("cuda"))
+    monkeypatch.setattr(CudaSession, "__init__", lambda *_: taken.append("cuda"))
     assert isinstance(open_session(cuda_bundle, OPTIONS), CudaSession)
     assert taken == ["cuda"]
 
 
 @pytest.mark.parametrize(
     "part",
-    [[], {}, *({"graph": "step-cuda.onnx"}, {"state": {"a": "0"}}, {"state": {}}, {"state": 1})]
-    + [{"graph": 1}, {"graph": "elsewhere.onnx"}, {"onnxruntime_min": None}],
+    [
+        *([], {}, {"graph": "step-cuda.onnx"}, {"graph": 1}, {"graph": "elsewhere.onnx"}),
+        *({"state": {"a": "0"}}, {"state": {}}, {"state": 1}, {"onnxruntime_min": None}),
+    ],
 )
 def test_a_damaged_description_is_refused(part: Any, cuda_bundle: Bundle, copy_bundle: Any) -> None:
     folder = copy_bundle(cuda_bundle)
@@ -164,18 +174,20 @@ def line_of(caught: pytest.ExceptionInfo[RuntimeFault]) -> str:
 def test_ids_beyond_the_vocabulary_are_refused_before_they_run(cuda_bundle: Bundle, on_cpu: None) -> None:
     session, vocabulary = open_on_cpu(cuda_bundle), cuda_bundle.manifest["model"]["vocab_size"]
     for wrong in (-1, vocabulary):
-        with pytest.raises(RuntimeFault, match="token id is beyond the vocabulary") as caught:
+        with pytest.raises(RuntimeFault, match="token id is outside the vocabulary") as caught:
             session.logits(np.array([[0], [wrong]]), session.initial_state(1), 1)
         assert f"found {wrong}; allowed: 0 to {vocabulary - 1}" in line_of(caught)
 
 
 def test_a_state_of_other_streams_or_used_up_is_refused(cuda_bundle: Bundle, on_cpu: None) -> None:
     session, tokens = open_on_cpu(cuda_bundle), tokens_of(cuda_bundle, 2, 3)
-    with pytest.raises(RuntimeFault, match="not those of the state's streams") as caught:
+    with pytest.raises(RuntimeFault, match="another number of streams") as caught:
         session.logits(tokens, session.initial_state(2), 1)
-    assert "found tokens [2, 3]; allowed: [T, 2]" in line_of(caught)
-    with pytest.raises(RuntimeFault, match="not those of the state's streams"):
+    assert "found tokens [2, 3]; allowed: [T, 2]." in line_of(caught)
+    with pytest.raises(RuntimeFault, match="no tokens to run"):
         session.logits(tokens[:0], session.initial_state(3), 1)
+    with pytest.raises(RuntimeFault, match="logits of too many tokens; found 3; allowed: 1 to 2"):
+        session.logits(tokens, session.initial_state(3), 3)
     state = session.initial_state(3)
     session.logits(tokens, state, 1)
     with pytest.raises(RuntimeFault, match="used up by an earlier call") as caught:
@@ -187,7 +199,7 @@ def test_a_state_of_other_streams_or_used_up_is_refused(cuda_bundle: Bundle, on_
     "text",
     [
         "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : CUDA failure 2: out of memory ; GPU=0",
-        "[ONNXRuntimeError] : 1 : FAIL : CUDA: Failed to allocate memory for requested buffer of size 999",
+        "[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 999",
         "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 (CUDA)",
     ],
 )
@@ -195,6 +207,7 @@ def test_a_gpu_without_memory_is_one_line(
     text: str, cuda_bundle: Bundle, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = open_on_cpu(cuda_bundle)
+    monkeypatch.setattr(cuda, "CUDA", CUDA)
 
     def fail(*_: Any) -> None:
         raise RuntimeError(f"{text}\nstack")
@@ -240,9 +253,7 @@ def test_a_graph_that_cannot_be_captured_is_counted_and_refused(
     monkeypatch.setattr(placement, "read_placement", lambda _path: found)
     monkeypatch.setattr(cuda, "CUDA", CUDA)
     monkeypatch.setattr(cuda, "import_for", lambda *_: import_onnxruntime())
-    monkeypatch.setattr(
-        opening, "open_graph", lambda runtime, b, path, given, _p: runtime.InferenceSession(str(path), given)
-    )
+    monkeypatch.setattr(opening, "open_graph", _open_plainly)
     with pytest.raises(RuntimeFault, match="leaves nodes to the CPU") as caught:
         CudaSession(cuda_bundle, OPTIONS)
     assert "found 3 of 503 nodes on the CPU (2 BitShift, 1 Scan)" in line_of(caught)
@@ -256,7 +267,9 @@ def test_a_graph_that_cannot_be_captured_is_counted_and_refused(
 # ---- placement
 
 
-def node(name: str, provider: str, output: dict[str, list[int]], index: int = 0, op: str = "Add") -> dict[str, Any]:
+def node(
+    name: str, provider: str, output: dict[str, list[int]], index: int = 0, op: str = "Add"
+) -> dict[str, Any]:
     args = {"provider": provider, "op_name": op, "node_index": str(index), "output_type_shape": [output]}
     return {"cat": "Node", "name": f"{name}_kernel_time", "args": args}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,17 +53,32 @@ class FakeRuntime(types.ModuleType):
                 self.entries[key] = value
 
         class InferenceSession:
-            def __init__(self, _path: str, _options: Any, providers: list[str]) -> None:
-                outer.asked = providers
+            def __init__(
+                self, _path: str, options: Any, providers: list[str], enable_fallback: int = 1
+            ) -> None:
+                outer.asked, outer.falls_back = providers, bool(enable_fallback)
+                self.options = options
                 if outer.fault is not None:
                     raise outer.fault
 
             def get_providers(self) -> list[str]:
                 return outer.obtained
 
+            def run(self, outputs: list[str], _feed: Any) -> list[Any]:
+                return [None] * len(outputs)
+
+            def end_profiling(self) -> str:
+                path = f"{self.options.profile_file_prefix}.json"
+                args = {"provider": outer.obtained[0], "op_name": "Scan", "node_index": "0"}
+                Path(path).write_text(
+                    json.dumps([{"cat": "Node", "name": "node_kernel_time", "args": args}]), "utf-8"
+                )
+                return path
+
         self.SessionOptions, self.InferenceSession = SessionOptions, InferenceSession
 
     asked: list[str]
+    falls_back: bool
 
     def get_available_providers(self) -> list[str]:
         return list(self.providers)
@@ -194,8 +210,16 @@ def test_a_provider_that_was_listed_but_not_obtained_is_refused(lm_bundle: Bundl
         PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     one_line(caught.value)
     runtime.obtained = ["CUDAExecutionProvider", CPU]
-    PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
+    session = PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     assert runtime.asked == ["CUDAExecutionProvider"]
+    assert not runtime.falls_back  # the binding would go to the CPU by itself
+    placed: Any = session.describe()["placement"]
+    assert placed["nodes"] == {"CUDAExecutionProvider": 1}
+    runtime.obtained = [CPU, "CUDAExecutionProvider"]  # what ran says more than what was obtained
+    with pytest.raises(RuntimeFault, match=r"1 of 1 nodes on the CPU \(1 Scan\)") as caught:
+        PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
+    assert "--allow-fallback" in one_line(caught.value)
+    PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider", allow_fallback=True))
 
 
 def test_a_model_that_the_runtime_refuses_is_one_line(lm_bundle: Bundle, install: Any) -> None:
@@ -264,13 +288,49 @@ def test_golden_outputs_come_from_the_session(lm_bundle: Bundle, classifier_bund
     assert (count == len(tokens)).all()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.full((1, 1), 10**6), "outside the vocabulary; found 1000000; allowed: 0 to"),
+        (np.array([[3], [-1]]), "outside the vocabulary; found -1"),
+        (np.zeros((0, 1), np.int64), "no tokens to run"),
+        (np.zeros(3, np.int64), "no tokens to run"),
+    ],
+)
+def test_tokens_are_checked_before_the_runtime_sees_them(
+    tokens: Any, said: str, lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = PortableSession(lm_bundle)
+    monkeypatch.setattr(session, "_session", None)
+    with pytest.raises(RuntimeFault, match=said) as caught:
+        session.logits(tokens, session.initial_state(1), 1)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("last", [0, -1, 3])
+def test_logits_of_tokens_that_are_not_there_are_refused(last: int, lm_bundle: Bundle) -> None:
+    session = PortableSession(lm_bundle)
+    with pytest.raises(RuntimeFault, match="logits of too many tokens"):
+        session.logits(np.zeros((2, 1), np.int64), session.initial_state(1), last)
+
+
+def test_a_state_of_another_model_or_batch_is_refused(lm_bundle: Bundle, classifier_bundle: Bundle) -> None:
+    session, other = PortableSession(lm_bundle), PortableSession(classifier_bundle)
+    tokens = np.zeros((1, 1), np.int64)
+    for state in (session.initial_state(1)[:-1], session.initial_state(2), session.initial_state(1)[..., 1:]):
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of") as caught:
+            session.logits(tokens, state, 1)
+        one_line(caught.value)
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of"):
+            other.pooled(tokens, state, np.ones((1, 1), np.float32))
+    with pytest.raises(RuntimeFault, match="found float64"):
+        session.logits(tokens, session.initial_state(1).astype(np.float64), 1)
+
+
 def test_what_fails_while_running_is_one_line(lm_bundle: Bundle) -> None:
     session = PortableSession(lm_bundle)
     with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.full((1, 1), 10**6), session.initial_state(1), 1)
-    one_line(caught.value)
-    with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.zeros((1, 1), np.int64), session.initial_state(1)[:-1], 1)
+        session.logits(np.zeros((1, 1), np.int32), session.initial_state(1), 1)
     one_line(caught.value)
 
 

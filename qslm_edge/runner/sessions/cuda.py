@@ -62,7 +62,10 @@ class _Slot:
         self.owner: weakref.ref[CudaState] | None = None
         self._turn = 0
         shapes = {
-            value.name: ([batch if isinstance(size, str) else size for size in value.shape], _TYPES[value.type])
+            value.name: (
+                [batch if isinstance(size, str) else size for size in value.shape],
+                _TYPES[value.type],
+            )
             for value in (*session.get_inputs(), *session.get_outputs())
         }
 
@@ -125,7 +128,6 @@ class CudaSession(Session):
         self.runtime_version = str(self._runtime.__version__)
         self.graph = str(described["graph"])
         self._start = {str(name): float(value) for name, value in described["state"].items()}
-        self._vocabulary = int(bundle.manifest["model"]["vocab_size"])
         self._channels = int(bundle.manifest["state"]["n_embd"])
         self._slots: dict[int, _Slot] = {}
         self.captured = True
@@ -156,7 +158,10 @@ class CudaSession(Session):
         return CudaState(batch)
 
     def logits(self, tokens: Array, state: CudaState, last: int) -> tuple[NDArray[np.float32], CudaState]:
-        slot, new = self._enter(tokens, state)
+        self._check(tokens, state)
+        if not 1 <= last <= len(tokens):
+            raise RuntimeFault("logits of too many tokens", found=last, allowed=f"1 to {len(tokens)}")
+        slot, new = self._enter(state)
         kept = []
         for position, row in enumerate(tokens):
             self._step(slot, row)
@@ -168,7 +173,8 @@ class CudaSession(Session):
     def pooled(
         self, tokens: Array, state: CudaState, mask: Array
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], CudaState]:
-        slot, new = self._enter(tokens, state)
+        self._check(tokens, state)
+        slot, new = self._enter(state)
         total = np.zeros((state.batch, self._channels), np.float32)
         for row, weight in zip(tokens, mask, strict=True):
             self._step(slot, row)
@@ -177,40 +183,36 @@ class CudaSession(Session):
 
     def advance(self, tokens: Array, state: CudaState) -> CudaState:
         """Run tokens [T, B] for their state alone; the output stays on the GPU."""
-        slot, new = self._enter(tokens, state)
+        self._check(tokens, state)
+        slot, new = self._enter(state)
         for row in tokens:
             self._step(slot, row)
         return new
 
-    def _enter(self, tokens: Array, state: CudaState) -> tuple[_Slot, CudaState]:
+    def _enter(self, state: CudaState) -> tuple[_Slot, CudaState]:
         """The buffers with the state in them, and the state that the call returns."""
-        self._check(tokens, state)
         try:
             slot = self._slot(state.batch)
             slot.hold(state)
         except Exception as error:  # noqa: BLE001 - the binding's own classes have no public base
-            raise failed_run(error) from None
+            raise failed_run(error, CUDA) from None
         state.spent = True
         new = CudaState(state.batch)
         slot.owner = weakref.ref(new)
         return slot, new
 
     def _check(self, tokens: Array, state: CudaState) -> None:
-        """Refuse what a kernel would not: there an id beyond the table reads whatever lies behind it."""
+        self.check_tokens(tokens)
         if state.spent:
-            raise RuntimeFault("this state was used up by an earlier call", hint="go on with the one it returned")
-        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != state.batch:
             raise RuntimeFault(
-                "tokens are not those of the state's streams",
-                found=f"tokens {list(tokens.shape)}",
-                allowed=f"[T, {state.batch}] with T of 1 or more",
+                "this state was used up by an earlier call", hint="go on with the one it returned"
             )
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self._vocabulary:
+        if tokens.shape[1] != state.batch:
             raise RuntimeFault(
-                "a token id is beyond the vocabulary",
-                found=low if low < 0 else high,
-                allowed=f"0 to {self._vocabulary - 1}",
+                "the state is of another number of streams",
+                found=f"tokens {list(tokens.shape)}",
+                allowed=f"[T, {state.batch}]",
+                hint="begin with initial_state, and go on with the state that the last call gave",
             )
 
     def _slot(self, batch: int) -> _Slot:
@@ -223,13 +225,13 @@ class CudaSession(Session):
         try:
             slot.step(np.ascontiguousarray(row[None], np.int64))
         except Exception as error:  # noqa: BLE001 - see above
-            raise failed_run(error) from None
+            raise failed_run(error, CUDA) from None
 
     def _read(self, slot: _Slot) -> NDArray[np.float32]:
         try:
             return slot.output()
         except Exception as error:  # noqa: BLE001 - see above
-            raise failed_run(error) from None
+            raise failed_run(error, CUDA) from None
 
     def describe(self) -> dict[str, object]:
         return {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import RuntimeFault
+from qslm_edge.runner.child import MEMORY_HINT
+from qslm_edge.runner.native_stderr import library_fault, native_stderr
 from qslm_edge.runner.runtime import first_line, import_onnxruntime, version_tuple
 from qslm_edge.runner.sessions.base import SessionOptions
 
@@ -16,7 +19,6 @@ __all__ = ["CUDA", "failed_run", "import_for", "open_graph", "option_values"]
 CUDA = "CUDAExecutionProvider"
 CUDA_TWO_BITS = "1.31.0"
 """Older releases have no 2-bit kernel there and read such weights as 4 bits."""
-_SHORT = ("out of memory", "failed to allocate memory", "alloc_failed")
 
 
 def import_for(bundle: Bundle, provider: str, minimum: str = "0") -> Any:
@@ -52,7 +54,9 @@ def import_for(bundle: Bundle, provider: str, minimum: str = "0") -> Any:
 
 def _has_two_bits(bundle: Bundle) -> bool:
     """Whether a matrix is stored at 2 bits; the embedding is unpacked by plain operators."""
-    return any(str(level).startswith("2g") for name, level in bundle.manifest["setting"].items() if name != "emb")
+    return any(
+        str(level).startswith("2g") for name, level in bundle.manifest["setting"].items() if name != "emb"
+    )
 
 
 def option_values(runtime: Any, options: SessionOptions) -> Any:
@@ -87,11 +91,14 @@ def open_graph(
         RuntimeFault: the graph is refused, or the provider's library does not load.
     """
     asked: list[Any] = [provider if settings is None else (provider, dict(settings))]
+    told: list[str] = []
     try:
-        session = runtime.InferenceSession(str(path), given, providers=asked)
+        with native_stderr(told):
+            # without enable_fallback=0 the binding opens the model on the CPU where a provider fails
+            session = runtime.InferenceSession(str(path), given, providers=asked, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - the binding's own classes have no public base
-        if _is_short(error):
-            raise _no_memory(error) from None
+        if (fault := _machine_fault(error, provider)) is not None:
+            raise fault from None
         raise RuntimeFault(
             "onnxruntime refuses the model",
             where=path,
@@ -101,34 +108,40 @@ def open_graph(
         ) from None
     obtained = session.get_providers()
     if provider not in obtained:
+        reason = library_fault(told)
         raise RuntimeFault(
             "the session fell back to another provider",
-            found=", ".join(obtained),
+            found=", ".join(obtained) + (f": {reason}" if reason else ""),
             allowed=provider,
             hint="the provider's library does not load: check the driver and the build",
         )
     return session
 
 
-def failed_run(error: Exception) -> RuntimeFault:
+def failed_run(error: Exception, provider: str) -> RuntimeFault:
     """What is raised when a run fails."""
-    if _is_short(error):
-        return _no_memory(error)
-    return RuntimeFault(
+    return _machine_fault(error, provider) or RuntimeFault(
         "onnxruntime failed while running the model",
         found=first_line(error),
         hint="see `conditions` for the memory that was free",
     )
 
 
-def _is_short(error: Exception) -> bool:
-    text = str(error).lower()
-    return "cuda" in text and any(word in text for word in _SHORT)
-
-
-def _no_memory(error: Exception) -> RuntimeFault:
-    return RuntimeFault(
-        "the GPU is out of memory",
-        found=first_line(error),
-        hint="end other work on it (nvidia-smi names it), or export a smaller setting",
-    )
+def _machine_fault(error: Exception, provider: str) -> RuntimeFault | None:
+    """The fault of a machine that lacks memory or a working GPU; None where neither is what the error says."""
+    text, found = str(error), first_line(error)
+    if provider == CUDA and re.search(r"out of memory|ALLOC_FAILED|[Ff]ailed to allocate", text):
+        return RuntimeFault(
+            "the GPU is out of memory",
+            found=found,
+            hint="end other work on it (nvidia-smi names it), or export a smaller setting",
+        )
+    if re.search(r"bad_alloc|[Ff]ailed to allocate", text):
+        return RuntimeFault("onnxruntime is out of memory", found=found, hint=MEMORY_HINT)
+    if provider == CUDA and re.search(r"CUDA (failure|error) \d|no CUDA-capable device", text):
+        return RuntimeFault(
+            "the GPU cannot be used",
+            found=found,
+            hint="see whether nvidia-smi names it, and CUDA_VISIBLE_DEVICES lets it be seen",
+        )
+    return None

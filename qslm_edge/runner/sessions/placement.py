@@ -123,4 +123,6 @@ def read_placement(path: Path) -> Placement:
 def _only_shapes(outputs: Any) -> bool:
     """Whether a node made nothing but a few integers; outputs are like [{"int64": [2, 3]}]."""
     found = [(kind, shape) for output in outputs or () for kind, shape in output.items()]
-    return bool(found) and all(kind in SHAPE_TYPES and math.prod(shape) <= SHAPE_VALUES for kind, shape in found)
+    return bool(found) and all(
+        kind in SHAPE_TYPES and math.prod(shape) <= SHAPE_VALUES for kind, shape in found
+    )

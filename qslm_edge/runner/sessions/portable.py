@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
+from qslm_edge.errors import RuntimeFault
 from qslm_edge.runner.runtime import CPU, import_onnxruntime
 from qslm_edge.runner.sessions.base import DEFAULT, Array, Session, SessionOptions
 from qslm_edge.runner.sessions.opening import failed_run, import_for, open_graph, option_values
@@ -54,21 +55,37 @@ class PortableSession(Session):
     def logits(
         self, tokens: Array, state: Array, last: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._check(tokens, state)
+        if not 1 <= last <= len(tokens):
+            raise RuntimeFault("logits of too many tokens", found=last, allowed=f"1 to {len(tokens)}")
         feed = {"tokens": tokens, "state": state, "last": np.array([last], np.int64)}
         logits, new_state = self._run(["logits", "state_out"], feed)
         return logits, new_state
 
     def pooled(self, tokens: Array, state: Array, mask: Array) -> tuple[Array, Array, NDArray[np.float32]]:
+        self._check(tokens, state)
         pooled, count, new_state = self._run(
             ["pooled", "n_tokens", "state_out"], {"tokens": tokens, "state": state, "mask": mask}
         )
         return pooled, count, new_state
 
+    def _check(self, tokens: Array, state: Array) -> None:
+        self.check_tokens(tokens)
+        rows, channels = self._state_shape
+        wanted = (rows, tokens.shape[1], channels)
+        if state.shape != wanted or state.dtype != np.float32:
+            raise RuntimeFault(
+                "the state is of another model or another number of streams",
+                found=f"{state.dtype} {list(state.shape)}",
+                allowed=f"float32 {list(wanted)}",
+                hint="begin with initial_state, and go on with the state that the last call gave",
+            )
+
     def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Any]:
         try:
             return list(self._session.run(outputs, feed))
         except Exception as error:  # noqa: BLE001 - see above
-            raise failed_run(error) from None
+            raise failed_run(error, self.options.provider) from None
 
     def describe(self) -> dict[str, object]:
         described: dict[str, object] = {
