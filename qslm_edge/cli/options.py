@@ -13,6 +13,7 @@ from qslm_edge.units import parse_bytes
 __all__ = [
     "CalibrationData",
     "CalibrationTokens",
+    "CutHidden",
     "Embedding",
     "Group",
     "Levels",
@@ -316,6 +317,15 @@ AllowFallback = Annotated[
 ]
 
 
+CutHidden = Annotated[
+    float | None,
+    typer.Option(
+        "--cut-hidden",
+        help="Largest share of each layer's hidden units that the search may cut out, e.g. 0.5. "
+        "[dim]Default: none.[/dim]",
+        show_default=False,
+    ),
+]
 Tune = Annotated[
     bool | None,
     typer.Option(

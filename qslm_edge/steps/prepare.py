@@ -32,6 +32,7 @@ from qslm_edge.search.run import SearchOptions
 from qslm_edge.search.space import check_levels
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
 from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics, training_items
+from qslm_edge.steps.cuts import offered_cuts, refuse_cut_levels
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -179,6 +180,7 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
     hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
+    options = replace(options, cuts=offered_cuts(recipe, hierarchy, model.config, options.levels))
     tokenizer = load_tokenizer(_tokenizer_path(recipe, path, model.config.vocab_size))
     check_vocabulary(tokenizer, model.config.vocab_size)
     if device is None:
@@ -292,7 +294,9 @@ def _levels(recipe: Recipe, profile: Profile) -> tuple[Level, ...]:
         return _paper_levels(recipe)
     if recipe.levels is None:
         return default_levels(profile, recipe.group_size, recipe.tune)
-    return listed_levels(recipe.levels, profile, recipe.group_size)
+    levels = listed_levels(recipe.levels, profile, recipe.group_size)
+    refuse_cut_levels(levels)
+    return levels
 
 
 def listed_levels(

@@ -51,9 +51,9 @@ class Student:
         for name, module in modules.items():
             level = self.levels[name]
             if level.is_packed:
-                self.grids[name] = PackedGrid(store.packed(name, level), tensors[module.key])
+                self.grids[name] = PackedGrid(store.packed(name, level), store.original(name, level))
             elif not _is_sign(module, level, store):
-                self.floats[module.key] = tensors[module.key].detach().clone().requires_grad_()
+                self.floats[module.key] = store.original(name, level).detach().clone().requires_grad_()
         for block in store.hierarchy.blocks:
             for key, _ in block.float_tensors:
                 self.floats[key] = tensors[key].detach().clone().requires_grad_()

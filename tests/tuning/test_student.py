@@ -29,6 +29,29 @@ def test_an_untuned_student_is_the_quantised_model(store: WeightStore, level: st
     assert mine.requires_grad
 
 
+@pytest.mark.parametrize("level", ["2g64@64", "4g32@96", "16@128", "32@32"])
+def test_a_student_is_built_from_the_cut_model(cut_store: WeightStore, level: str) -> None:
+    chosen = setting(cut_store, level)
+    student = Student(cut_store, chosen)
+    student.refresh()
+    mine = features(student, cut_store, TOKENS)
+    with torch.no_grad():
+        theirs = features(QuantisedWeights(cut_store, chosen), cut_store, TOKENS)
+    assert torch.equal(mine, theirs)
+    parameters = dict(student.parameters())
+    units = parse_level(level).units
+    ends = ("", ".latent", ".weight")
+    shapes = {
+        side: {
+            tuple(parameters[f"blocks.1.ffn.{side}{end}"].shape)
+            for end in ends
+            if f"blocks.1.ffn.{side}{end}" in parameters
+        }
+        for side in ("key", "value")
+    }
+    assert shapes == {"key": {(units, 64)}, "value": {(64, units)}}
+
+
 def test_a_binary_embedding_stays_its_signs(binary_store: WeightStore) -> None:
     student = Student(binary_store, setting(binary_store, "2g64"))
     assert "emb.weight" not in dict(student.parameters())
