@@ -264,7 +264,8 @@ def main() -> int:
                 **described,
                 "row": asdict(row),
                 "quick": options.quick,
-                "entries": [e.name for e in entries(row)],
+                "entries": [entry.name for entry in entries(row)],
+                "exporter": exporter_digest(),
             }
         )
         path = options.out / "rows" / f"{row.name}.json"
