@@ -286,11 +286,32 @@ Root = Annotated[
     ),
 ]
 """For tests: see docs/measurement.md, "A simulated board"."""
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
-Engine = Annotated[
-    str, typer.Option("--engine", help="What runs the bundle: onnxruntime, or an engine of the runner's own.")
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads for decoding. [dim]Default: run-settings.json of the bundle, else 1.[/dim]",
+        show_default=False,
+    ),
 ]
-Spinning = Annotated[bool, typer.Option("--spinning", help="Let waiting threads spin.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="What runs the bundle: onnxruntime, or an engine of the runner's own. "
+        "[dim]Default: run-settings.json, else onnxruntime.[/dim]",
+        show_default=False,
+    ),
+]
+Spinning = Annotated[
+    bool | None,
+    typer.Option(
+        "--spinning/--no-spinning",
+        help="Let waiting threads spin. [dim]Default: run-settings.json, else not.[/dim]",
+        show_default=False,
+    ),
+]
 AllowFallback = Annotated[
     bool, typer.Option("--allow-fallback", help="Accept that the provider leaves nodes to the CPU.")
 ]

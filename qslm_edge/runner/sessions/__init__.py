@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import UsageError
+from qslm_edge.runner.runtime import NATIVE
 from qslm_edge.runner.sessions.base import ONNXRUNTIME, Session, SessionOptions
+from qslm_edge.runner.sessions.native import NativeSession
 from qslm_edge.runner.sessions.portable import PortableSession
 
 __all__ = ["ENGINES", "check_engine", "load_library", "open_session"]
 
-ENGINES = (ONNXRUNTIME,)
+_CLASSES: dict[str, type[Session]] = {ONNXRUNTIME: PortableSession, NATIVE: NativeSession}
+ENGINES = tuple(_CLASSES)
 
 
 def check_engine(name: str) -> None:
-    """Refuse an engine that does not exist.
+    """Refuse an engine that does not exist, and make one ready that must be compiled first.
 
     Raises:
         UsageError: with those that do.
+        RuntimeFault: no compiler, or it fails.
     """
     if name not in ENGINES:
         raise UsageError("unknown engine", where="--engine", found=name, allowed=", ".join(ENGINES))
+    if name != ONNXRUNTIME:
+        _CLASSES[name].load_library()
 
 
 def load_library(options: SessionOptions) -> None:
@@ -43,4 +49,4 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
 
 def _class_of(options: SessionOptions) -> type[Session]:
     check_engine(options.engine)
-    return PortableSession
+    return _CLASSES[options.engine]
