@@ -111,7 +111,9 @@ class TorchPeer:
         c = x.shape[-1:]
         x = F.layer_norm(x, c, tensors["blocks.0.ln0.weight"], tensors["blocks.0.ln0.bias"])
         after = []
-        for state, (vectors, matrices) in zip(self.state.view(len(self.layers), 7, 1, -1), self.layers, strict=True):
+        for state, (vectors, matrices) in zip(
+            self.state.view(len(self.layers), 7, 1, -1), self.layers, strict=True
+        ):
             x, new = self._block(x, state, vectors, matrices)
             after.append(new)
         self.state = torch.cat(after)
