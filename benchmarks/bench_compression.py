@@ -60,6 +60,7 @@ class Row:
 
 METHODS: dict[str, dict[str, Any]] = {
     "budgeted": {"method": "budgeted"},
+    "cut": {"method": "budgeted", "cut_hidden": 0.75},
     "tiered": {"method": "tiered"},
     "qslm": {"method": "qslm"},
 }

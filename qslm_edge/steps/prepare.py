@@ -46,8 +46,10 @@ MIB = 2**20
 DEFAULT_ROUNDS = 3
 """Settings that are tuned, at the most: the first guess, and two that learn from it."""
 GROUP_SIZE = 64
-FINE_LEVELS = {4: (32, 128)}
+FINE_LEVELS = {4: (32, 64, 128)}
 """Group sizes searched by default at a width, others use GROUP_SIZE; at 4 bits they trade bytes for quality."""
+CUT_LEVELS = {4: (32, 64, 128), 2: (64, 128)}
+"""The same where hidden units are cut: limits that allow that are those under which two bits count."""
 TUNED_LEVELS = {4: (128,), 2: (64, 128)}
 """The same where weights are tuned, which makes up for larger groups."""
 
@@ -252,7 +254,9 @@ def _check_data(recipe: Recipe) -> None:
         )
 
 
-def default_levels(profile: Profile, group_size: int | None = None, tuned: bool = False) -> tuple[Level, ...]:
+def default_levels(
+    profile: Profile, group_size: int | None = None, tuned: bool = False, cut: bool = False
+) -> tuple[Level, ...]:
     """Precision levels of a profile: fp16 storage and every packed width that its stock runtime runs.
 
     Two bits are mid-rise: smaller and nearer than with zero points (docs/recipe.md).
@@ -261,11 +265,12 @@ def default_levels(profile: Profile, group_size: int | None = None, tuned: bool 
         profile: the board.
         group_size: of every packed level; None takes what serves.
         tuned: weights will be tuned.
+        cut: hidden units may be cut.
 
     Raises:
         UsageError: a group size that the runtime does not run at some width.
     """
-    fine = TUNED_LEVELS if tuned else FINE_LEVELS
+    fine = TUNED_LEVELS if tuned else CUT_LEVELS if cut else FINE_LEVELS
     levels: list[Level] = []
     for width in profile.usable_widths():
         if width.bits == 32:
@@ -293,7 +298,7 @@ def _levels(recipe: Recipe, profile: Profile) -> tuple[Level, ...]:
     if recipe.method == "qslm":
         return _paper_levels(recipe)
     if recipe.levels is None:
-        return default_levels(profile, recipe.group_size, recipe.tune)
+        return default_levels(profile, recipe.group_size, recipe.tune, recipe.cut_hidden is not None)
     levels = listed_levels(recipe.levels, profile, recipe.group_size)
     refuse_cut_levels(levels)
     return levels
