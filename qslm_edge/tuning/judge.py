@@ -18,6 +18,7 @@ from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.evaluator import Evaluator, Stop
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.trial import Judge
+from qslm_edge.spikegpt.recurrence import stepwise_reason
 from qslm_edge.tuning.options import TuneOptions
 from qslm_edge.tuning.stored import TunedModel, load_tuned, save_tuned
 from qslm_edge.tuning.tuner import tune, tuning_mark
@@ -107,7 +108,9 @@ class TunedJudge(Judge):
                 path.parent.mkdir(exist_ok=True)
             except OSError as error:
                 raise OutputError("cannot be made", where=path.parent, found=error.strerror) from None
-        self._stage(f"tuning {setting.describe()}", 1.0)
+        device = self.evaluator.store.model.device
+        why = stepwise_reason(device) if device.type == "cuda" else None
+        self._stage(f"tuning {setting.describe()}" + (f" slowly ({why})" if why else ""), 1.0)
         done = tune(
             self.evaluator.store,
             setting,
