@@ -7,8 +7,8 @@ of cells stand in for the measured sensitivity of blocks where a search has no n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from qslm_edge.search.journal import Journal, fingerprint
 from qslm_edge.search.sensitivity import Sensitivity
 from qslm_edge.search.space import LevelMap
 
-__all__ = ["Predict", "Prediction", "block_sensitivity", "predict_modules"]
+__all__ = ["Predict", "Prediction", "block_sensitivity", "left_by_tuning", "predict_modules"]
 
 Predict = Callable[[Evaluator, Sequence[Cell], Callable[[float], None] | None], list[Scores]]
 PURPOSE = "fisher"
@@ -104,6 +104,25 @@ def _prediction(cell: Cell, scores: Scores | None) -> Prediction:
     residual = scores.loss - mean * count
     error = math.sqrt(n / max(n - 1, 1) * float(residual @ residual)) / float(count.sum())
     return Prediction(module.name, str(level), mean, error, size, n, "predicted")
+
+
+def left_by_tuning(table: Sequence[Prediction], remains: Mapping[str, float]) -> list[Prediction]:
+    """The cells with what tuning is expected to leave of their cost.
+
+    Args:
+        table: as `predict_modules` gives it: without tuning.
+        remains: share by part of the model (emb, att, ffn, head); a part that is not named keeps its cost.
+    """
+    return [
+        replace(cell, nats=share * cell.nats, standard_error=share * cell.standard_error)
+        for cell in table
+        for share in (remains.get(_part(cell.module), 1.0),)
+    ]
+
+
+def _part(module: str) -> str:
+    """emb, att, ffn or head of a module's name."""
+    return module.split(".")[2] if module.startswith("blocks.") else module
 
 
 def block_sensitivity(

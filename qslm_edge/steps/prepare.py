@@ -35,7 +35,7 @@ from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistic
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from qslm_edge.tuning.judge import SCALE
+from qslm_edge.tuning.judge import REMAINS, SCALE
 from qslm_edge.tuning.options import TuneOptions
 
 __all__ = ["Plan", "allowed_level", "default_levels", "listed_levels", "prepare"]
@@ -174,7 +174,11 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     options = SearchOptions(_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
     if tuning is not None:
         options = replace(
-            options, scale=SCALE[task.kind], max_steps=recipe.tune_rounds or DEFAULT_ROUNDS, early=False
+            options,
+            scale=SCALE[task.kind],
+            remains=REMAINS[task.kind],
+            max_steps=recipe.tune_rounds or DEFAULT_ROUNDS,
+            early=False,
         )
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
