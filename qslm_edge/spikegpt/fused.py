@@ -222,7 +222,13 @@ def _wkv_backward(
     mine = at < lanes
     decay = tl.load(w + at % channels, mask=mine, other=0.0)
     bonus = tl.load(u + at % channels, mask=mine, other=0.0)
-    k, v, grad, of_k, of_v = k + last + at, v + last + at, grad + last + at, of_k + last + at, of_v + last + at
+    k, v, grad, of_k, of_v = (
+        k + last + at,
+        v + last + at,
+        grad + last + at,
+        of_k + last + at,
+        of_v + last + at,
+    )
     kept_a, kept_b, kept_p = kept_a + last + at, kept_b + last + at, kept_p + last + at
     to_a = tl.zeros((BLOCK,), tl.float32)  # what later steps ask of the state that a step leaves behind
     to_b, sum_w, sum_u = to_a, to_a, to_a
@@ -278,9 +284,7 @@ def _lif_forward(
 
 
 @triton.jit
-def _lif_backward(
-    potentials, grad, of_x, steps, lanes, last, BLOCK: tl.constexpr
-):
+def _lif_backward(potentials, grad, of_x, steps, lanes, last, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mine = at < lanes
     potentials, grad, of_x = potentials + last + at, grad + last + at, of_x + last + at

@@ -97,7 +97,9 @@ def test_it_begins_at_codes_that_rounding_would_not_choose() -> None:
     )  # every code one up or down
     other = PackedGrid([moved], [torch.from_numpy(start.dequantise())])
     assert np.array_equal(dense(other), moved.dequantise())
-    distance = np.abs(other.latent.detach().numpy().reshape(ROWS, -1, 64) - start.dequantise().reshape(ROWS, -1, 64))
+    distance = np.abs(
+        other.latent.detach().numpy().reshape(ROWS, -1, 64) - start.dequantise().reshape(ROWS, -1, 64)
+    )
     assert (distance <= 0.51 * np.asarray(start.scales, np.float32)[..., None]).all()
 
 
