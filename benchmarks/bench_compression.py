@@ -68,7 +68,7 @@ class Row:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "tuned": {"method": "budgeted", "tune": True, "tune_tokens": 6_000_000, "tune_rounds": 1},
+    "tuned": {"method": "budgeted", "tune": True, "tune_tokens": 3_000_000, "tune_rounds": 1},
     "budgeted": {"method": "budgeted"},
     "rtn": {"method": "budgeted", "quantiser": "rtn"},
     "tiered": {"method": "tiered"},

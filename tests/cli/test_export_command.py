@@ -12,7 +12,6 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
-from tests.cli.conftest import Inputs
 from tests.helpers.directory import write_sentences
 
 Invoke = Callable[..., Result]
@@ -310,7 +309,7 @@ def test_a_graph_that_computes_something_else_is_1(
 
 
 @pytest.fixture(scope="module")
-def tuned(run: Invoke, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(run: Invoke, inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a search that tuned one setting, for a few steps."""
     folder = tmp_path_factory.mktemp("tuned")
     sentences = write_sentences(folder / "train.tsv", 400, seed=3)
@@ -322,7 +321,7 @@ def tuned(run: Invoke, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_tuned_model_is_exported_where_it_was_not_made(
-    run: Invoke, inputs: Inputs, tuned: Path, tmp_path: Path
+    run: Invoke, inputs: Any, tuned: Path, tmp_path: Path
 ) -> None:
     (file,) = (tuned / "tuned").iterdir()
     result = run("export", *inputs.flags("sst2"), "--setting", file, "--out", tmp_path / "there", "--json")
@@ -335,7 +334,7 @@ def test_a_tuned_model_is_exported_where_it_was_not_made(
 
 
 def test_a_tuned_model_of_other_levels_or_another_model_is_refused(
-    run: Invoke, inputs: Inputs, tuned: Path, tmp_path: Path
+    run: Invoke, inputs: Any, tuned: Path, tmp_path: Path
 ) -> None:
     (file,) = (tuned / "tuned").iterdir()
     other = inputs.flags("sst2", "jetson-orin")  # its runtime runs no 2 bits
