@@ -16,7 +16,7 @@ from qslm_edge.profiles import load_profile
 from qslm_edge.quantize.levels import Level
 from qslm_edge.recipe import make_recipe
 from qslm_edge.search.reference import model_digest
-from qslm_edge.steps.prepare import Plan, default_levels, listed_levels, prepare
+from qslm_edge.steps.prepare import TUNE_TOKENS, Plan, _tuning, default_levels, listed_levels, prepare
 from tests.helpers.directory import make_text, write_model, write_sentences
 
 MakePlan = Callable[..., Plan]
@@ -319,3 +319,22 @@ def test_data_that_is_missing_is_refused_when_it_is_read(plan: MakePlan) -> None
     made = plan(search_data="no/such/file.txt")
     with pytest.raises(DataError, match="file.txt"):
         made.items("search")
+
+
+# ---- tuning
+
+
+def test_a_gpu_tunes_on_more_tokens_unless_told() -> None:
+    def tokens(device: str, **choices: Any) -> int:
+        found = _tuning(make_recipe(profile="x86-cpu", tune=True, **choices), device)
+        assert found is not None
+        return found.tokens
+
+    assert tokens("cpu") == TUNE_TOKENS["cpu"] < tokens("cuda") == tokens("cuda:1") == TUNE_TOKENS["cuda"]
+    assert tokens("cuda", tune_tokens=5) == tokens("cpu", tune_tokens=5) == 5
+
+
+def test_predictions_of_a_tuned_search_are_those_that_tuning_leaves(plan: MakePlan) -> None:
+    tuned = plan(tune=True)
+    assert tuned.options.remains["ffn"] < 1 < tuned.options.remains["att"]
+    assert plan().options.remains == {}
