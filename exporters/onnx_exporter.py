@@ -1,11 +1,14 @@
-"""ONNX: model.onnx with its weights in model.bin."""
+"""ONNX: model.onnx with its weights in model.bin, and tensors.json, which says what lies where in it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 
+from qslm_edge.bundle.tensors import SCHEMA, TENSORS
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters.base import Exported, Exporter, ExportJob
 from qslm_edge.exporters.onnx_graph import WeightFile
@@ -35,6 +38,7 @@ class OnnxExporter(Exporter):
                 builder = SpikeGPTGraph(job.store, job.setting, weights)
                 model = builder.build(job.opset, job.ir_version, {"setting": job.setting.describe()})
             (directory / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+            (directory / TENSORS).write_text(_tensor_table(job, weights), "utf-8")
             onnx.checker.check_model(str(directory / GRAPH))
         except OSError as error:
             raise OutputError("the model cannot be written", where=directory, found=error.strerror) from None
@@ -45,7 +49,7 @@ class OnnxExporter(Exporter):
             "bits": bits,
             "operators": sorted(op for op in builder.graph.operators() if "::" in op),
         }
-        return Exported((GRAPH, WEIGHTS), weights.weight_bytes, builder.graph.operators(), requirements)
+        return Exported((GRAPH, WEIGHTS, TENSORS), weights.weight_bytes, builder.graph.operators(), requirements)
 
     def export_tapped(self, job: ExportJob, directory: Path) -> Path:
         """Write a second graph over the same weights that also gives every module's input and output.
@@ -60,3 +64,27 @@ class OnnxExporter(Exporter):
         path = directory / "tapped.onnx"
         path.write_bytes(model.SerializeToString(deterministic=True))
         return path
+
+
+def _tensor_table(job: ExportJob, weights: WeightFile) -> str:
+    """The text of tensors.json: a line for each tensor and each matrix."""
+    matrices: list[dict[str, Any]] = []
+    for name, level in job.setting.levels:
+        module = job.store.modules[name]
+        matrices.append(
+            {
+                "name": name,
+                "rows": module.rows,
+                "columns": module.columns,
+                "bits": level.bits,
+                "group": level.group_size if level.is_packed else None,
+                "midrise": level.midrise,
+                "float_activations": not (level.is_packed and level.accuracy_level),
+            }
+        )
+    parts = [
+        f'"{key}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
+        for key, entries in (("tensors", weights.tensors), ("matrices", matrices))
+    ]
+    head = f'"schema": {json.dumps(SCHEMA)},\n "file": {json.dumps(weights.name)}'
+    return "{\n " + ",\n ".join([head, *parts]) + "\n}\n"

@@ -33,11 +33,15 @@ class WeightFile:
     Args:
         path: file to create; only its name enters the graph.
         write: False describes the tensors without writing them, for a second graph over the same file.
+
+    Attributes:
+        tensors: name, dtype, shape, offset and bytes of what was added, in order.
     """
 
     def __init__(self, path: Path, write: bool = True) -> None:
         self.name = path.name
         self.offset, self.weight_bytes = 0, 0
+        self.tensors: list[dict[str, Any]] = []
         self._file: BinaryIO | None = path.open("wb") if write else None
 
     def __enter__(self) -> WeightFile:
@@ -61,6 +65,15 @@ class WeightFile:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", self.offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
+        self.tensors.append(
+            {
+                "name": name,
+                "dtype": array.dtype.name,
+                "shape": list(array.shape),
+                "offset": self.offset,
+                "bytes": array.nbytes,
+            }
+        )
         self.offset += array.nbytes
         self.weight_bytes += array.nbytes
         return tensor

@@ -26,14 +26,18 @@ except ModuleNotFoundError as error:
     code = 4
 sys.exit(code)
 """
-_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py", "bundle/reader.py")
+_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py")
+_READERS = ("bundle/reader.py", "bundle/tensors.py")
+_SOURCES = ("*.py", "native/*.h", "native/*.cpp", "native/cuda/*.cu", "native/cuda/*.cuh")
+"""Of the runner: the native engine is compiled where it runs."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def runner_modules() -> dict[str, bytes]:
     """Source files of the archive by their path inside it, sorted."""
     package = Path(str(files("qslm_edge")))
-    names = [*_BASE, *(str(p.relative_to(package).as_posix()) for p in (package / "runner").rglob("*.py"))]
+    runner = [path for pattern in _SOURCES for path in (package / "runner").rglob(pattern)]
+    names = [*_BASE, *_READERS, *(path.relative_to(package).as_posix() for path in runner)]
     return {f"qslm_edge/{name}": (package / name).read_bytes() for name in sorted(names)}
 
 

@@ -16,7 +16,7 @@ from qslm_edge.errors import UsageError
 if TYPE_CHECKING:
     from qslm_edge.bundle.reader import Bundle
     from qslm_edge.runner.generate import Generation, Sampling
-    from qslm_edge.runner.session import Session
+    from qslm_edge.runner.sessions.base import Session
     from qslm_edge.tasks.tokenizer import Tokenizer
 
 __all__ = ["EXAMPLES", "command"]
@@ -50,6 +50,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     provider: opt.Provider = None,
+    engine: opt.Engine = "onnxruntime",
     threads: opt.Threads = 1,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +70,7 @@ def command(
     if not len(tokenizer.encode(prompt)):
         raise UsageError("the prompt is empty", where="--prompt", hint="give a word to begin with")
     begun = time.perf_counter()
-    session = _session(opened, provider, threads)
+    session = _session(opened, provider, engine, threads)
     load_s = time.perf_counter() - begun
     common = {"schema": SCHEMA, "bundle": opened.digest, "prompt": prompt}
     after = {"load_s": load_s, "session": session.describe()}
@@ -87,11 +88,14 @@ def command(
         _show_speed(generated, load_s)
 
 
-def _session(bundle: Bundle, asked: str | None, threads: int) -> Session:
+def _session(bundle: Bundle, asked: str | None, engine: str, threads: int) -> Session:
     """The loaded bundle, on the provider asked for or the profile's first; a stand-in is told."""
-    from qslm_edge.runner.session import Session, import_onnxruntime
+    from qslm_edge.runner.runtime import import_onnxruntime
+    from qslm_edge.runner.sessions import check_engine, open_session
+    from qslm_edge.runner.sessions.base import SessionOptions
     from qslm_edge.runner.verify import choose_provider
 
+    check_engine(engine)
     needs = bundle.manifest["runtime"]
     runtime = import_onnxruntime(needs["onnxruntime_min"])
     provider, placement = choose_provider(
@@ -99,10 +103,11 @@ def _session(bundle: Bundle, asked: str | None, threads: int) -> Session:
         available=runtime.get_available_providers(),
         known=runtime.get_all_providers(),
         asked=asked,
+        engine=engine,
     )
     if not placement["as_planned"]:
-        console.print_note(f"{provider}: {placement['note']}")
-    return Session(bundle, provider=provider, threads=threads)
+        console.print_note(f"{placement['provider']}: {placement['note']}")
+    return open_session(bundle, SessionOptions(engine, provider, threads))
 
 
 def _generate(

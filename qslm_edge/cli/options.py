@@ -286,6 +286,13 @@ Root = Annotated[
 ]
 """For tests: see docs/measurement.md, "A simulated board"."""
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="What runs the bundle: onnxruntime, or an engine of the runner's own.")
+]
+Spinning = Annotated[bool, typer.Option("--spinning", help="Let waiting threads spin.")]
+AllowFallback = Annotated[
+    bool, typer.Option("--allow-fallback", help="Accept that the provider leaves nodes to the CPU.")
+]
 
 
 Tune = Annotated[

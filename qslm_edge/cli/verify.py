@@ -42,7 +42,10 @@ def command(
         typer.Option("--output", help="Write the whole result as JSON to this file.", show_default=False),
     ] = None,
     provider: opt.Provider = None,
+    engine: opt.Engine = "onnxruntime",
     threads: opt.Threads = 1,
+    spinning: opt.Spinning = False,
+    allow_fallback: opt.AllowFallback = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -113,6 +116,9 @@ def command(
         ),
         power_source=power_source,
         power_marker=power_marker,
+        engine=engine,
+        spinning=spinning,
+        allow_fallback=allow_fallback,
         root=root,
     )
     with console.RichProgress() as progress:

@@ -25,7 +25,9 @@ from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
 from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
 from qslm_edge.runner.processes import add_processes, positive, run_process
-from qslm_edge.runner.session import bundle_path_of
+from qslm_edge.runner.runtime import bundle_path_of
+from qslm_edge.runner.sessions import ENGINES
+from qslm_edge.runner.sessions.base import ONNXRUNTIME
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 
@@ -50,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--provider", help="execution provider (default: the profile's first choice that is here)"
     )
+    verify.add_argument(
+        "--engine",
+        default=ONNXRUNTIME,
+        metavar="NAME",
+        help=f"what runs it: {', '.join(ENGINES)} (default {ONNXRUNTIME})",
+    )
+    verify.add_argument(
+        "--allow-fallback", action="store_true", help="accept that the provider leaves nodes to the CPU"
+    )
+    verify.add_argument("--spinning", action="store_true", help="let waiting threads spin")
     verify.add_argument("--threads", type=positive, default=1, help="threads for decoding (default 1)")
     verify.add_argument(
         "--steps", type=positive, help="decode steps to time (default: at least 512, and some seconds)"
@@ -160,6 +172,9 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
         _limits(options),
         power_source=options.power_source,
         power_marker=options.power_marker,
+        engine=options.engine,
+        spinning=options.spinning,
+        allow_fallback=options.allow_fallback,
         root=options.root,
     )
     result = verify_bundle(path, chosen, _each_title_once())

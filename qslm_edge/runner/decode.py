@@ -16,7 +16,7 @@ from qslm_edge.runner.clock_watch import ClockWatch, stored_samples
 from qslm_edge.runner.conditions import compare, read_conditions
 from qslm_edge.runner.latency import summarise_latency
 from qslm_edge.runner.memory import read_memory
-from qslm_edge.runner.session import import_onnxruntime, uses_gpu
+from qslm_edge.runner.sessions import load_library
 from qslm_edge.runner.stream import PROMPT_TOKENS, DecodeOptions, Stream, load, stream_tokens
 
 __all__ = ["measure_latency", "measure_prefill", "prefill_result"]
@@ -45,7 +45,7 @@ def measure_latency(bundle: Bundle, items: Items, options: DecodeOptions, note: 
         RuntimeFault: the runtime refuses or fails.
         EnvironmentFault: the clock cannot be trusted.
     """
-    import_onnxruntime()  # so that loading the library is not taken for loading the model
+    load_library(options.session)  # so that loading the library is not taken for loading the model
     tokens = stream_tokens(items)
     note("latency")
     begun = time.perf_counter()
@@ -74,7 +74,7 @@ def measure_latency(bundle: Bundle, items: Items, options: DecodeOptions, note: 
 def _timed(stream: Stream, options: DecodeOptions) -> tuple[list[float], dict[str, Any]]:
     """Seconds of each step, and the conditions at both edges of the run and within."""
     before = read_conditions(options.root)
-    with ClockWatch(use_gpu=uses_gpu(options.provider)) as watch:
+    with ClockWatch(use_gpu=options.session.uses_gpu) as watch:
         stream.warm_up()  # reading takes milliseconds, in which clocks and caches go back to rest
         samples: list[float] = []
         total_s = 0.0
@@ -111,7 +111,7 @@ def measure_prefill(bundle: Bundle, items: Items, options: DecodeOptions, note: 
     Raises:
         RuntimeFault: the runtime refuses or fails.
     """
-    import_onnxruntime()
+    load_library(options.session)
     tokens = stream_tokens(items)
     note("prefill")
     session = load(bundle, options)

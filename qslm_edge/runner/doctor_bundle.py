@@ -17,7 +17,7 @@ from qslm_edge.runner.memory import available_bytes
 from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.power import PowerSource, open_source
 from qslm_edge.runner.probe import ProviderProbe
-from qslm_edge.runner.session import CPU, uses_gpu, version_tuple
+from qslm_edge.runner.runtime import CPU, uses_gpu, version_tuple
 from qslm_edge.runner.survey import MemoryProof, RuntimeFacts
 
 __all__ = ["bundle_findings"]

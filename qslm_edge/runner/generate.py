@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qslm_edge.errors import RuntimeFault, UsageError
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions.base import Session
 
 __all__ = ["PROMPT_CHUNK", "Generation", "Sampling", "choose_token"]
 

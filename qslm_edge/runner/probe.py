@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qslm_edge.runner.probe_model import COLUMNS, Form, Probe, build_probe
-from qslm_edge.runner.session import CPU, import_onnxruntime
+from qslm_edge.runner.runtime import CPU, import_onnxruntime
 
 __all__ = ["FORMS", "SLOW_RATIO", "Outcome", "ProviderProbe", "judge", "probe_provider"]
 

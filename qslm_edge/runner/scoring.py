@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.items import Batch, Items, batches
 from qslm_edge.metrics import Scores
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions.base import Session
 
 __all__ = ["Scored", "plan_chunk", "plan_logit_bytes", "score_items"]
 

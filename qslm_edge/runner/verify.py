@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from qslm_edge.runner.judge import checks_of
 from qslm_edge.runner.limits import Limits, limits_in_force
 from qslm_edge.runner.machine import identify, matches
 from qslm_edge.runner.observe import is_live
-from qslm_edge.runner.session import CPU, import_onnxruntime
+from qslm_edge.runner.runtime import CPU, import_onnxruntime, uses_gpu
+from qslm_edge.runner.sessions import check_engine
+from qslm_edge.runner.sessions.base import ONNXRUNTIME, SessionOptions
 from qslm_edge.runner.simulated import mark_result
 from qslm_edge.runner.text import json_ready
 from qslm_edge.runner.versions import read_versions
@@ -50,6 +52,9 @@ class VerifyOptions:
         limits: those that are given replace the bundle's.
         power_source: interface to read, instead of the profile's; no other stands in for it.
         power_marker: make a marker pulse for an external meter.
+        engine: "onnxruntime", or one of the runner's own.
+        spinning: let waiting threads spin.
+        allow_fallback: accept nodes that the provider leaves to the CPU.
         root: "/"; a folder with a recorded tree plays the board in a test. Then nothing is the board's, and
             what would be a pass is called "simulated".
     """
@@ -61,6 +66,9 @@ class VerifyOptions:
     limits: Limits = field(default_factory=Limits)
     power_source: str | None = None
     power_marker: bool = False
+    engine: str = ONNXRUNTIME
+    spinning: bool = False
+    allow_fallback: bool = False
     root: Path = Path("/")
 
 
@@ -85,6 +93,7 @@ def verify_bundle(
     bundle = open_bundle(path)
     manifest, digest = bundle.manifest, bundle.digest
     limits = limits_in_force(manifest["constraints"], options.limits, bundle.file(MANIFEST))
+    check_engine(options.engine)
     runtime = import_onnxruntime(manifest["runtime"]["onnxruntime_min"])
     machine = identify(options.root)
     is_board, why = matches(manifest["profile"]["match"], machine)
@@ -93,6 +102,7 @@ def verify_bundle(
         available=runtime.get_available_providers(),
         known=runtime.get_all_providers(),
         asked=options.provider,
+        engine=options.engine,
     )
     before = read_conditions(options.root)
     run = _Runs(bundle, options, provider, is_board, on_progress)
@@ -149,7 +159,10 @@ class _Runs:
     def __init__(
         self, bundle: Bundle, options: VerifyOptions, provider: str, is_board: bool, on_progress: Progress
     ) -> None:
-        self._place = [str(bundle.path.resolve()), f"--provider={provider}"]
+        self._bundle = str(bundle.path.resolve())
+        self._session = SessionOptions(
+            options.engine, provider, options.threads, options.spinning, options.allow_fallback
+        )
         self._options, self._on_progress = options, on_progress
         source = options.power_source or bundle.manifest["profile"]["power"].get("source")
         self._root = [] if is_live(options.root) else [f"--root={options.root.resolve()}"]
@@ -162,7 +175,8 @@ class _Runs:
         """Golden vectors and items, on all cores."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         budget = [f"--memory-budget-bytes={budget_bytes}"] if budget_bytes else []
-        return run_child(["_score", *self._place, f"--threads={cores}", *budget], self._on_progress)
+        session = replace(self._session, threads=cores).to_arguments()
+        return run_child(["_score", self._bundle, *session, *budget], self._on_progress)
 
     def decode(self) -> dict[str, Any]:
         """Memory, latency, prefill and energy, each in a fresh process, joined as `decode` of the result."""
@@ -178,8 +192,8 @@ class _Runs:
         return {**memory, **latency, "prefill": prefill["prefill"], "energy": energy}
 
     def _measure(self, command: str, *more: str) -> dict[str, Any]:
-        threads = f"--threads={self._options.threads}"
-        return run_child([command, *self._place, threads, *self._root, *more], self._on_progress)
+        session = self._session.to_arguments()
+        return run_child([command, self._bundle, *session, *self._root, *more], self._on_progress)
 
 
 def _check_again(bundle: Bundle, digest: str) -> None:
@@ -248,7 +262,12 @@ def _run_flags(run: dict[str, Any]) -> list[str]:
 
 
 def choose_provider(
-    planned: list[str], *, available: list[str], known: list[str], asked: str | None
+    planned: list[str],
+    *,
+    available: list[str],
+    known: list[str],
+    asked: str | None,
+    engine: str = ONNXRUNTIME,
 ) -> tuple[str, dict[str, Any]]:
     """Which provider runs the bundle, and what is said about it. Never another one in silence.
 
@@ -257,15 +276,31 @@ def choose_provider(
         available: those of this onnxruntime build.
         known: every name that onnxruntime has.
         asked: the user's choice.
+        engine: one of the runner's own takes the place of a provider.
 
     Returns:
         The provider, and what the report says of it; `as_planned` is False when the CPU stands in for an
         accelerator.
 
     Raises:
-        UsageError: the user asked for a name that does not exist.
+        UsageError: the user asked for a name that does not exist, or for a provider and another engine.
         RuntimeFault: the asked provider is not in this onnxruntime.
     """
+    if engine != ONNXRUNTIME:
+        if asked is not None:
+            raise UsageError(
+                "a provider belongs to onnxruntime",
+                where=f"--provider {asked}",
+                hint=f"leave it out with --engine {engine}",
+            )
+        return CPU, {
+            "planned": planned,
+            "available": available,
+            "provider": engine,
+            # the same processor as planned: the plan names the board's chip, the engine only what drives it
+            "as_planned": uses_gpu(engine) == uses_gpu(planned[0]),
+            "note": "engine asked for by the user",
+        }
     if asked is not None:
         if asked not in known:
             raise UsageError(

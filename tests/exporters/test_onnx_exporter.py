@@ -25,7 +25,7 @@ from qslm_edge.quantize.accounting import weight_bytes
 from qslm_edge.quantize.levels import SIGN, Setting, parse_level
 from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.weights import WeightStore
-from qslm_edge.runner.session import import_onnxruntime
+from qslm_edge.runner.runtime import import_onnxruntime
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.spikegpt.model import initial_state
 from tests.helpers.tiny import (

@@ -22,6 +22,7 @@ from qslm_edge.runner import processes
 from qslm_edge.runner.child import MEMORY_HINT
 from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.power import PowerPlan
+from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.verify import VerifyOptions
 
 Result = dict[str, Any]
@@ -294,15 +295,20 @@ def test_each_measuring_process_answers(
     monkeypatch.setitem(vars(processes)["_MEASURES"], command, measure)
     path = tmp_path / "answer.json"
     words = [command, str(lm_bundle.path), f"--answer={path}", "--steps=5", "--power=smoke"]
-    words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board", "--threads=2"]
+    words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board"]
+    session = SessionOptions(threads=2, spinning=True, allow_fallback=True)
+    words += session.to_arguments()
     assert program.main(words) == 0
     assert answer_of(path) == {"result": {"x": 1}}
     split, options = given
     assert split == "search"
-    assert (options.steps, options.power, options.power_source, options.is_board, options.threads) == (
-        *(5, "smoke", "rapl", True),
-        2,
+    assert (options.steps, options.power, options.power_source, options.is_board) == (
+        5,
+        "smoke",
+        "rapl",
+        True,
     )
+    assert options.session == session
     assert (options.only_source, options.power_marker) == (True, True)
     assert options.power_plan == PowerPlan.from_mapping(lm_bundle.manifest["profile"]["power"])
     assert options.power_plan.total

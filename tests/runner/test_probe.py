@@ -12,7 +12,7 @@ import pytest
 from qslm_edge.runner import probe as module
 from qslm_edge.runner.probe import SLOW_RATIO, ProviderProbe, judge, probe_provider
 from qslm_edge.runner.probe_model import COLUMNS, Form, Probe, build_probe
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 
 INT8, FLOAT = Form(4, 4, 32), Form(4, 0, 32)
 

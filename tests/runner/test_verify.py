@@ -19,7 +19,7 @@ from qslm_edge.runner import verify
 from qslm_edge.runner.child import run_child
 from qslm_edge.runner.decode_energy import no_energy
 from qslm_edge.runner.limits import Limits
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 from qslm_edge.runner.verify import VerifyOptions, choose_provider, verify_bundle
 from tests.helpers.bundle_fixtures import CopyBundle
 from tests.helpers.bundles import edit_manifest, make_bundle, resign
