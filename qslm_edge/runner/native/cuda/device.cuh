@@ -13,7 +13,9 @@
 #include <string>
 #include <utility>
 
-#include "../qslm.h"
+#pragma GCC visibility push(default)
+#include "qslm.h"
+#pragma GCC visibility pop
 
 namespace qslm {
 

@@ -1,7 +1,7 @@
 /* The order of the kernels: tokens through all layers, and what is taken from the end.
  *
- * Three ways through a layer. FEW: one token of up to 8 streams, four kernels, norms made where they are used. ROWS: one
- * token of many streams, the recurrences still at the end of the products. SCAN: several tokens, recurrences apart.
+ * One token of up to 8 streams takes four kernels a layer: norms are made where they are used, recurrences end a
+ * product. With more rows norms and WKV are kernels of their own, with several tokens LIF too.
  */
 #pragma once
 
@@ -11,7 +11,9 @@
 
 namespace qslm {
 
-constexpr int FEW_STREAMS = 8;
+using Narrow = Shape<2, 2, 6>;
+using Wide = Shape<4, 4, 3, 2>;
+using Large = Shape<8, 8, 1>;
 constexpr int SPLIT_ROWS = 256; // from here on a product has rows enough to fill the GPU without sharing its columns
 
 class Forward {
@@ -22,8 +24,8 @@ class Forward {
     /* Tokens (in space.tokens) through every layer; the residual stream stays in space.x, the state moves on. */
     void layers() {
         const Sizes &z = m_.sizes;
-        m_.launch(embed, dim3(rows_), NORM_THREADS, z.channels * sizeof(float), m_.embedding, m_.ln0_weight,
-                  m_.ln0_bias, w_.tokens.as<int64_t>(), z.channels, x());
+        m_.launch(embed, dim3(rows_), norm_threads(z.channels), z.channels * sizeof(float), m_.embedding,
+                  Norm{m_.ln0_weight, m_.ln0_bias, nullptr, nullptr, nullptr}, w_.tokens.as<int64_t>(), z.channels, x());
         for (int i = 0; i < z.layers; ++i) {
             time_mix(i);
             channel_mix(i);
@@ -42,29 +44,30 @@ class Forward {
                       shared(count, 1, normed_shares<1>()), args);
             return;
         }
-        m_.launch(norm_rows<0>, dim3(count), NORM_THREADS, 0, norm, from, 1, count, z.channels,
+        m_.launch(norm_rows<0>, dim3(count), norm_threads(z.channels), 0, norm, from, 1, count, z.channels,
                   w_.mixed.as<__half>(), z.stride());
-        run<Shape<2, 4, 4, 2, 1>>(products<2, 4, 4, 2, 1>, {{job}, 1, count});
+        run<Large>({{job}, 1, count});
     }
 
     /* Masked features of the rows, added to space.logits. */
     void pooled() {
-        m_.launch(pool, dim3(batch_), NORM_THREADS, 0, m_.ln_out_weight, m_.ln_out_bias, x(), w_.mask.as<float>(),
-                  tokens_, batch_, m_.sizes.channels, w_.logits.as<float>());
+        m_.launch(pool, dim3(batch_), norm_threads(m_.sizes.channels), 0,
+                  Norm{m_.ln_out_weight, m_.ln_out_bias, nullptr, nullptr, nullptr}, x(), w_.mask.as<float>(), tokens_,
+                  batch_, m_.sizes.channels, w_.logits.as<float>());
     }
 
   private:
     float *x() const { return w_.x.as<float>(); }
     float *carry() const { return w_.carry.as<float>(); }
     bool few() const {
-        return tokens_ == 1 && fits(rows_, 3, attention_shares<1, 1>()) && fits(rows_, 2, normed_shares<4>());
+        return tokens_ == 1 && fits(rows_, 3, ATTENTION_SHARES) && fits(rows_, 2, normed_shares<4>());
     }
     size_t shared(int rows, int mixes, int shares) const {
         size_t floats = shares + (norm_scratch(rows, NORMED_WARPS) + 3) / 4 * 4;
         return floats * sizeof(float) + size_t(mixes) * rows * shared_stride(m_.sizes.channels) * sizeof(__half);
     }
     bool fits(int rows, int mixes, int shares) const {
-        return rows <= FEW_STREAMS && shared(rows, mixes, shares) <= size_t(m_.shared_limit);
+        return rows <= FEW_ROWS && m_.sizes.channels <= OWN * NORMED_THREADS && shared(rows, mixes, shares) <= size_t(m_.shared_limit);
     }
     Job plain(const OwnedMatrix &matrix, const __half *inputs, Outlet outlet, float *out) const {
         Job job{};
@@ -72,23 +75,20 @@ class Forward {
         job.outlet = outlet, job.out = out;
         return job;
     }
-    template <class S> void run(void (*kernel)(const Jobs), const Jobs &jobs) const {
+    template <class S> void run(const Jobs &jobs) const {
         int blocks = 0;
         for (int i = 0; i < jobs.count; ++i) blocks += ceil_div(jobs.job[i].matrix.tiles, S::UNITS / TILE_ROWS);
-        m_.launch(kernel, dim3(blocks, ceil_div(jobs.rows, S::ROWS)), S::THREADS, S::SHARED_BYTES, jobs);
+        m_.launch(products<S>, dim3(blocks, ceil_div(jobs.rows, S::ROWS)), S::THREADS, S::SHARED_BYTES, jobs);
     }
-    /* Products with few units against their columns (output, value), or with many (keys of the hidden units). */
+    /* Products with few units against their columns (output, value), or with many. */
     void narrow(const Jobs &jobs) const {
-        if (jobs.rows <= FEW_STREAMS) return run<Shape<1, 1, 1, 1, 16>>(products<1, 1, 1, 1, 16>, jobs);
-        if (jobs.rows <= SPLIT_ROWS) return run<Shape<2, 4, 1, 1, 8>>(products<2, 4, 1, 1, 8>, jobs);
-        run<Shape<2, 4, 4, 2, 1>>(products<2, 4, 4, 2, 1>, jobs);
+        if (jobs.rows <= FEW_ROWS)
+            m_.launch(product_few, dim3(jobs.job[0].matrix.tiles), 32 * FEW_WARPS, 0, jobs);
+        else jobs.rows <= SPLIT_ROWS ? run<Narrow>(jobs) : run<Large>(jobs);
     }
-    void wide(const Jobs &jobs) const {
-        if (jobs.rows <= SPLIT_ROWS) return run<Shape<2, 4, 2, 1, 4>>(products<2, 4, 2, 1, 4>, jobs);
-        run<Shape<2, 4, 4, 2, 1>>(products<2, 4, 4, 2, 1>, jobs);
-    }
+    void wide(const Jobs &jobs) const { jobs.rows <= SPLIT_ROWS ? run<Wide>(jobs) : run<Large>(jobs); }
     template <int MIXES> void norm_apart(const Norm &norm) const {
-        m_.launch(norm_rows<MIXES>, dim3(rows_), NORM_THREADS, 0, norm, x(), tokens_, batch_, m_.sizes.channels,
+        m_.launch(norm_rows<MIXES>, dim3(rows_), norm_threads(m_.sizes.channels), 0, norm, x(), tokens_, batch_, m_.sizes.channels,
                   w_.mixed.as<__half>(), m_.sizes.stride());
     }
     __half *mix(int i) const { return w_.mixed.as<__half>() + size_t(i) * rows_ * m_.sizes.stride(); }
@@ -113,27 +113,22 @@ class Forward {
         Norm norm{l.ln1_weight, l.ln1_bias, l.att_mix, att_x, carry()};
         Average average{s_.part(i, WKV_A), s_.part(i, WKV_B), s_.part(i, WKV_P), l.first, l.decay};
         __half *gated = w_.gated.as<__half>();
-        Attention args{{l.key.view, l.value.view, l.receptance.view}, norm, x(), mix(0), rows_, z.channels, z.stride(),
-                       average, gated};
-        Carry moved{carry(), att_x}, copied = moved;
+        Carry moved{carry(), att_x}, copied{nullptr, nullptr};
         if (few()) {
-            m_.launch(attention<1, 1, true>, dim3(l.key.view.tiles), ATTENTION_THREADS,
-                      shared(rows_, 3, attention_shares<1, 1>()), args);
+            Attention args{{l.key.view, l.value.view, l.receptance.view}, norm, x(), rows_, z.channels, average, gated,
+                           z.stride()};
+            m_.launch(attention_few, dim3(l.key.view.tiles), ATTENTION_THREADS, shared(rows_, 3, ATTENTION_SHARES),
+                      args);
+            copied = moved;
         } else {
+            float *k = w_.k.as<float>(), *v = w_.v.as<float>(), *gate = w_.gate.as<float>();
             norm_apart<3>(norm);
-            if (tokens_ == 1) {
-                m_.launch(attention<2, 4, false>, dim3(ceil_div(l.key.view.tiles, 2), ceil_div(rows_, 32)),
-                          ATTENTION_THREADS, attention_shares<2, 4>() * sizeof(float), args);
-            } else {
-                float *k = w_.k.as<float>(), *v = w_.v.as<float>(), *gate = w_.gate.as<float>();
-                wide({{plain(l.key, mix(0), STORE, k), plain(l.value, mix(1), STORE, v),
-                       plain(l.receptance, mix(2), SIGMOID, gate)},
-                      3,
-                      rows_});
-                m_.launch(scan_wkv, dim3(ceil_div(batch_ * z.channels, SCAN_THREADS)), SCAN_THREADS, 0, average, moved,
-                          k, v, gate, tokens_, batch_, z.channels, gated, z.stride());
-                copied = Carry{nullptr, nullptr};
-            }
+            wide({{plain(l.key, mix(0), STORE, k), plain(l.value, mix(1), STORE, v),
+                   plain(l.receptance, mix(2), SIGMOID, gate)},
+                  3,
+                  rows_});
+            m_.launch(scan_wkv, dim3(ceil_div(batch_ * z.channels, SCAN_THREADS)), SCAN_THREADS, 0, average, moved, k,
+                      v, gate, tokens_, batch_, z.channels, gated, z.stride());
         }
         spikes(plain(l.output, gated, STORE, nullptr), STORE, FIRE, s_.part(i, MEMBRANE_1), copied);
     }

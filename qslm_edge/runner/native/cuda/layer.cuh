@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include <type_traits>
+
 #include "norm.cuh"
 #include "product.cuh"
 #include "recurrence.cuh"
@@ -28,28 +30,37 @@ struct Job {
     int half_stride;
     const float *gate;  // GATED*: [rows, matrix rows]
     float *membrane;    // FIRE*: [rows, matrix rows]
-    Carry carry;        // FIRE*
+    Carry carry;        // FIRE*; may be empty
 };
 
-__device__ __forceinline__ void deliver(const Job &job, int row, int unit, float value) {
-    size_t at = size_t(row) * job.matrix.rows + unit;
-    switch (job.outlet) {
-    case STORE: job.out[at] = value; break;
-    case SIGMOID: job.out[at] = sigmoid(value); break;
-    case SQUARED_RELU: {
+template <int OUTLET> __device__ __forceinline__ void deliver(const Job &job, int row, int unit, float value) {
+    if (OUTLET == SQUARED_RELU) {
         float hidden = fmaxf(value, 0.f);
         job.half_out[size_t(row) * job.half_stride + unit] =
             __float2half_rn(fminf(hidden * hidden * (1.f / HIDDEN_UNIT), 65504.f));
-        break;
+        return;
     }
-    case GATED: job.out[at] = value * HIDDEN_UNIT * job.gate[at]; break;
-    default: {
-        if (job.outlet == GATED_FIRE) value *= HIDDEN_UNIT * job.gate[at];
+    const size_t at = size_t(row) * job.matrix.rows + unit;
+    if (OUTLET == GATED || OUTLET == GATED_FIRE) value *= HIDDEN_UNIT * job.gate[at];
+    if (OUTLET == FIRE || OUTLET == GATED_FIRE) {
         float membrane = job.membrane[at];
         job.out[at] += fire(value, membrane);
         job.membrane[at] = membrane;
-        job.carry.to[at] = job.carry.from[at];
+        if (job.carry.from) job.carry.to[at] = job.carry.from[at];
+    } else {
+        job.out[at] = OUTLET == SIGMOID ? sigmoid(value) : value;
     }
+}
+
+/* Calls `each` with the outlet as a constant: it is chosen once, not for each value. */
+template <class Each> __device__ __forceinline__ void with_outlet(int outlet, Each each) {
+    switch (outlet) {
+    case STORE: return each(std::integral_constant<int, STORE>());
+    case SIGMOID: return each(std::integral_constant<int, SIGMOID>());
+    case SQUARED_RELU: return each(std::integral_constant<int, SQUARED_RELU>());
+    case FIRE: return each(std::integral_constant<int, FIRE>());
+    case GATED: return each(std::integral_constant<int, GATED>());
+    default: return each(std::integral_constant<int, GATED_FIRE>());
     }
 }
 
@@ -59,61 +70,84 @@ struct Jobs {
     int count, rows;
 };
 
-/* Shape of a block: warps along units (WR), rows (WC) and columns (WS) of the product; MI, NT: tiles of a warp. */
-template <int MI, int NT, int WR, int WC, int WS> struct Shape {
-    static constexpr int THREADS = 32 * WR * WC * WS, UNITS = 16 * MI * WR, ROWS = 8 * NT * WC;
-    static constexpr int STRIDE = spill_stride(UNITS);
-    static constexpr size_t SHARED_BYTES = WS > 1 ? size_t(WS) * ROWS * STRIDE * sizeof(float) : 0;
-};
-
-template <int MI, int NT, int WR, int WC, int WS>
-__global__ void __launch_bounds__(32 * WR *WC *WS, 32 * WR *WC *WS <= 256 ? 2 : 1) products(const __grid_constant__ Jobs jobs) {
-    using S = Shape<MI, NT, WR, WC, WS>;
-    extern __shared__ float shares[];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int part = warp % WS, along_rows = warp / WS % WC, along_units = warp / (WS * WC);
-    int block = blockIdx.x, which = 0;
+/* Where a block stands among the jobs: `block` becomes its number within the one that is returned. */
+__device__ __forceinline__ const Job &job_of(const Jobs &jobs, int tiles_a_block, int &block) {
+    int which = 0;
     for (; which + 1 < jobs.count; ++which) {
-        int blocks = (jobs.job[which].matrix.tiles + WR * MI - 1) / (WR * MI);
+        int blocks = (jobs.job[which].matrix.tiles + tiles_a_block - 1) / tiles_a_block;
         if (block < blocks) break;
         block -= blocks;
     }
-    const Job &job = jobs.job[which];
-    const int tile = (block * WR + along_units) * MI, row0 = blockIdx.y * S::ROWS + along_rows * 8 * NT;
+    return jobs.job[which];
+}
+
+/* Products of many rows; grid: blocks of units of all jobs, blocks of rows. */
+template <class S> __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) products(const __grid_constant__ Jobs jobs) {
+    constexpr int STRIDE = spill_stride(S::UNITS);
+    extern __shared__ __align__(SHARED_ALIGNMENT) float shares[]; // windows of inputs before
+    const int warp = threadIdx.x / 32, part = warp % S::WS, along_units = warp / S::WS;
+    int block = blockIdx.x;
+    const Job &job = job_of(jobs, S::UNITS / TILE_ROWS, block);
+    const int tile = block * S::WR + along_units, row0 = blockIdx.y * S::ROWS;
     let_next_start();
-    if (blockIdx.y == 0)
-        for (int i = 0; i < MI; ++i) prefetch_part(job.matrix, tile + i, part, WS);
-    after_previous();
-    const __half *x[NT];
-#pragma unroll
-    for (int j = 0; j < NT; ++j) // a row that is not there is computed and dropped
-        x[j] = job.inputs + size_t(min(row0 + 8 * j + lane / 4, jobs.rows - 1)) * job.stride + lane % 4 * 8;
-    float acc[MI][NT][4];
+    if (blockIdx.y == 0) prefetch_part(job.matrix, tile, part, S::WS);
+    float acc[S::NT][4];
     clear(acc);
-    multiply_part(job.matrix, tile, part, WS, x, acc);
-    if (WS == 1) {
-        const int g = lane / 4, t = lane % 4;
+    multiply_block<S>(job.matrix, tile, part, {job.inputs, job.stride, row0, jobs.rows},
+                      reinterpret_cast<__half *>(shares), acc, [] { after_previous(); });
+    if (S::WS == 1) {
+        const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        with_outlet(job.outlet, [&](auto outlet) {
 #pragma unroll
-        for (int i = 0; i < MI; ++i)
-#pragma unroll
-            for (int j = 0; j < NT; ++j)
+            for (int j = 0; j < S::NT; ++j)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    int unit = (tile + i) * TILE_ROWS + g + 8 * (e >> 1), row = row0 + 8 * j + 2 * t + (e & 1);
-                    if (unit < job.matrix.rows && row < jobs.rows) deliver(job, row, unit, acc[i][j][e]);
+                    int unit = tile * TILE_ROWS + g + 8 * (e >> 1), row = row0 + 8 * j + 2 * t + (e & 1);
+                    if (unit < job.matrix.rows && row < jobs.rows) deliver<outlet.value>(job, row, unit, acc[j][e]);
                 }
+        });
         return;
     }
-    spill(acc, shares + (part * S::ROWS + along_rows * 8 * NT) * S::STRIDE + along_units * 16 * MI, S::STRIDE);
+    __syncthreads(); // the last window is still read
+    spill(acc, shares + part * S::ROWS * STRIDE + along_units * TILE_ROWS, STRIDE);
     __syncthreads();
-    for (int at = threadIdx.x; at < S::UNITS * S::ROWS; at += S::THREADS) {
-        int local_unit = at % S::UNITS, local_row = at / S::UNITS;
-        int unit = block * S::UNITS + local_unit, row = blockIdx.y * S::ROWS + local_row;
-        if (unit >= job.matrix.rows || row >= jobs.rows) continue;
-        float sum = 0.f;
-        for (int s = 0; s < WS; ++s) sum += shares[(s * S::ROWS + local_row) * S::STRIDE + local_unit];
-        deliver(job, row, unit, sum);
-    }
+    with_outlet(job.outlet, [&](auto outlet) {
+        for (int at = threadIdx.x; at < S::UNITS * S::ROWS; at += S::THREADS) {
+            int unit = block * S::UNITS + at % S::UNITS, row = row0 + at / S::UNITS;
+            if (unit >= job.matrix.rows || row >= jobs.rows) continue;
+            const float *from = shares + at / S::UNITS * STRIDE + at % S::UNITS;
+            float sum = 0.f;
+#pragma unroll
+            for (int s = 0; s < S::WS; ++s) sum += from[s * S::ROWS * STRIDE];
+            deliver<outlet.value>(job, row, unit, sum);
+        }
+    });
+}
+
+constexpr int FEW_WARPS = 16, FEW_ROWS = 8;
+
+/* One product of up to 8 rows; a block takes one tile, its warps share the columns. */
+__global__ void __launch_bounds__(32 * FEW_WARPS) product_few(const __grid_constant__ Jobs jobs) {
+    constexpr int STRIDE = spill_stride(TILE_ROWS);
+    __shared__ float shares[FEW_WARPS * FEW_ROWS * STRIDE];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x;
+    const Job &job = jobs.job[0];
+    let_next_start();
+    prefetch_part(job.matrix, tile, warp, FEW_WARPS);
+    after_previous();
+    float acc[1][4];
+    clear(acc);
+    multiply_few(job.matrix, tile, warp, FEW_WARPS,
+                 job.inputs + size_t(min(lane / 4, jobs.rows - 1)) * job.stride + lane % 4 * 8, acc);
+    spill(acc, shares + warp * FEW_ROWS * STRIDE, STRIDE);
+    __syncthreads();
+    if (threadIdx.x >= TILE_ROWS * FEW_ROWS) return;
+    int unit = tile * TILE_ROWS + threadIdx.x % TILE_ROWS, row = threadIdx.x / TILE_ROWS;
+    if (unit >= job.matrix.rows || row >= jobs.rows) return;
+    float sum = 0.f;
+#pragma unroll
+    for (int s = 0; s < FEW_WARPS; ++s) sum += shares[(s * FEW_ROWS + row) * STRIDE + threadIdx.x % TILE_ROWS];
+    with_outlet(job.outlet, [&](auto outlet) { deliver<outlet.value>(job, row, unit, sum); });
 }
 
 /* Inputs of a step in shared memory: stride that keeps the lanes of a warp in different banks. */
@@ -121,67 +155,54 @@ __host__ __device__ constexpr int shared_stride(int columns) { return padded(col
 
 constexpr int ATTENTION_SPLIT = 4, ATTENTION_THREADS = 3 * ATTENTION_SPLIT * 32;
 
-/* Key, value and receptance of some channels, then WKV and gate: one token of `rows` streams. */
+/* Key, value and receptance of 16 channels a block, then WKV and gate: one token of few streams. */
 struct Attention {
     Matrix matrix[3];
-    Norm norm;            // NORMED: inputs are made here
-    const float *x;       // NORMED: [rows, C]
-    const __half *inputs; // else [3, rows, stride]
-    int rows, channels, stride;
+    Norm norm;
+    const float *x; // [rows, C]
+    int rows, channels;
     Average average;
     __half *gated; // [rows, stride]
+    int stride;
 };
 
-template <int MI, int NT> __host__ __device__ constexpr int attention_shares() {
-    return 3 * ATTENTION_SPLIT * 8 * NT * spill_stride(16 * MI);
-}
+constexpr int ATTENTION_SHARES = 3 * ATTENTION_SPLIT * FEW_ROWS * spill_stride(TILE_ROWS);
 
-template <int MI, int NT, bool NORMED>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention(const __grid_constant__ Attention args) {
-    constexpr int UNITS = 16 * MI, ROWS = 8 * NT, STRIDE = spill_stride(UNITS);
-    extern __shared__ __align__(SHARED_ALIGNMENT) float shares[]; // then inputs
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int which = warp / ATTENTION_SPLIT, part = warp % ATTENTION_SPLIT;
+__global__ void __launch_bounds__(ATTENTION_THREADS) attention_few(const __grid_constant__ Attention args) {
+    constexpr int STRIDE = spill_stride(TILE_ROWS);
+    extern __shared__ __align__(SHARED_ALIGNMENT) float shares[]; // then inputs; before, scratch of the norm
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x, channels = args.channels;
+    const int which = warp / ATTENTION_SPLIT, part = warp % ATTENTION_SPLIT, stride = shared_stride(channels);
     const Matrix &matrix = args.matrix[which];
-    const int tile = blockIdx.x * MI, row0 = blockIdx.y * ROWS, channels = args.channels;
+    __half *inputs = reinterpret_cast<__half *>(shares + ATTENTION_SHARES);
     let_next_start();
-    if (blockIdx.y == 0)
-        for (int i = 0; i < MI; ++i) prefetch_part(matrix, tile + i, part, ATTENTION_SPLIT);
-    after_previous();
-    const __half *inputs = args.inputs;
-    int stride = args.stride;
-    if (NORMED) {
-        __half *made = reinterpret_cast<__half *>(shares + attention_shares<MI, NT>());
-        stride = shared_stride(channels);
-        norm_inputs<3>(args.norm, args.x, args.rows, channels, made, stride, shares, tile * TILE_ROWS,
-                       tile * TILE_ROWS + UNITS);
-        inputs = made;
-    }
-    const __half *x[NT];
-#pragma unroll
-    for (int j = 0; j < NT; ++j)
-        x[j] = inputs + size_t(which * args.rows + min(row0 + 8 * j + lane / 4, args.rows - 1)) * stride + lane % 4 * 8;
-    float acc[MI][NT][4];
+    prefetch_part(matrix, tile, part, ATTENTION_SPLIT);
+    norm_inputs<3>(args.norm, args.x, args.rows, channels, inputs, stride, shares, tile * TILE_ROWS,
+                   (tile + 1) * TILE_ROWS);
+    const int row = threadIdx.x / TILE_ROWS, unit = threadIdx.x % TILE_ROWS, c = tile * TILE_ROWS + unit;
+    const bool owner = row < args.rows && c < channels; // of a channel of a stream; its state is under way
+    const size_t at = size_t(row) * channels + c;
+    const Average &average = args.average;
+    float a = 0.f, b = 0.f, p = 0.f, first = 0.f, decay = 0.f;
+    if (owner) a = average.a[at], b = average.b[at], p = average.p[at], first = average.first[c], decay = average.decay[c];
+    float acc[1][4];
     clear(acc);
-    multiply_part(matrix, tile, part, ATTENTION_SPLIT, x, acc);
-    spill(acc, shares + warp * ROWS * STRIDE, STRIDE);
+    multiply_few(matrix, tile, part, ATTENTION_SPLIT,
+                 inputs + (which * args.rows + min(lane / 4, args.rows - 1)) * stride + lane % 4 * 8, acc);
+    spill(acc, shares + warp * FEW_ROWS * STRIDE, STRIDE);
     __syncthreads();
-    for (int at = threadIdx.x; at < UNITS * ROWS; at += ATTENTION_THREADS) {
-        int unit = at % UNITS, row = row0 + at / UNITS, c = tile * TILE_ROWS + unit;
-        if (c >= channels || row >= args.rows) continue;
-        float sums[3];
-        for (int i = 0; i < 3; ++i) {
-            sums[i] = 0.f;
-            for (int s = 0; s < ATTENTION_SPLIT; ++s)
-                sums[i] += shares[((i * ATTENTION_SPLIT + s) * ROWS + at / UNITS) * STRIDE + unit];
-        }
-        size_t index = size_t(row) * channels + c;
-        const Average &average = args.average;
-        float a = average.a[index], b = average.b[index], p = average.p[index];
-        float y = wkv(sums[0], sums[1], average.first[c], average.decay[c], a, b, p);
-        average.a[index] = a, average.b[index] = b, average.p[index] = p;
-        args.gated[size_t(row) * args.stride + c] = __float2half_rn(sigmoid(sums[2]) * y);
+    if (!owner) return;
+    float sums[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        sums[i] = 0.f;
+#pragma unroll
+        for (int s = 0; s < ATTENTION_SPLIT; ++s)
+            sums[i] += shares[((i * ATTENTION_SPLIT + s) * FEW_ROWS + row) * STRIDE + unit];
     }
+    float y = wkv(sums[0], sums[1], first, decay, a, b, p);
+    average.a[at] = a, average.b[at] = b, average.p[at] = p;
+    args.gated[size_t(row) * args.stride + c] = __float2half_rn(sigmoid(sums[2]) * y);
 }
 
 /* Products whose inputs are normed here: the two of the feed-forward part, or the head; one token of few streams. */
@@ -195,7 +216,7 @@ struct Normed {
 constexpr int NORMED_WARPS = 8, NORMED_THREADS = 32 * NORMED_WARPS;
 
 template <int SPLIT> __host__ __device__ constexpr int normed_shares() {
-    return SPLIT > 1 ? NORMED_WARPS * 8 * spill_stride(16) : 0;
+    return SPLIT > 1 ? NORMED_WARPS * FEW_ROWS * spill_stride(TILE_ROWS) : 0;
 }
 
 template <int MIXES, int SPLIT> __global__ void __launch_bounds__(NORMED_THREADS) normed(const __grid_constant__ Normed args) {
@@ -208,21 +229,21 @@ template <int MIXES, int SPLIT> __global__ void __launch_bounds__(NORMED_THREADS
     const Job &job = args.jobs.job[which];
     let_next_start();
     prefetch_part(job.matrix, tile, part, SPLIT);
-    after_previous();
     float *scratch = shares + normed_shares<SPLIT>();
     __half *inputs = reinterpret_cast<__half *>(scratch + (norm_scratch(rows, NORMED_WARPS) + 3) / 4 * 4);
     const int stride = shared_stride(args.channels);
     const int slice = (args.channels + gridDim.x - 1) / gridDim.x;
     norm_inputs<MIXES>(args.norm, args.x, rows, args.channels, inputs, stride, scratch, blockIdx.x * slice,
                        (blockIdx.x + 1) * slice);
-    const __half *x[1] = {inputs + (which * rows + min(lane / 4, rows - 1)) * stride + lane % 4 * 8};
-    float acc[1][1][4];
+    float acc[1][4];
     clear(acc);
-    if (tile < job.matrix.tiles) multiply_part(job.matrix, tile, part, SPLIT, x, acc);
+    if (tile < job.matrix.tiles)
+        multiply_few(job.matrix, tile, part, SPLIT,
+                     inputs + (which * rows + min(lane / 4, rows - 1)) * stride + lane % 4 * 8, acc);
     if (SPLIT == 1) {
         for (int e = 0; e < 4; ++e) {
             int unit = tile * TILE_ROWS + lane / 4 + 8 * (e >> 1), row = lane % 4 * 2 + (e & 1);
-            if (unit < job.matrix.rows && row < rows) deliver(job, row, unit, acc[0][0][e]);
+            if (unit < job.matrix.rows && row < rows) deliver<STORE>(job, row, unit, acc[0][e]); // the head
         }
         return;
     }
@@ -233,7 +254,7 @@ template <int MIXES, int SPLIT> __global__ void __launch_bounds__(NORMED_THREADS
         if (unit >= job.matrix.rows || row >= rows) continue;
         float sum = 0.f;
         for (int s = 0; s < SPLIT; ++s) sum += shares[((warp - part + s) * 8 + row) * STRIDE + at % 16];
-        deliver(job, row, unit, sum);
+        with_outlet(job.outlet, [&](auto outlet) { deliver<outlet.value>(job, row, unit, sum); });
     }
 }
 

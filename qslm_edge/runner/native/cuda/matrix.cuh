@@ -23,7 +23,7 @@ struct Matrix {
     const uint2 *scales; // [tiles, groups, 8]: rows g and g + 8
     int rows, columns;
     int bits; // 2, 4, 8 or 16
-    int tiles, chunks, groups;
+    int tiles, chunks, groups; // chunks fill a multiple of 128 columns
     int group_shift; // log2 of the pairs of a group
 };
 
@@ -103,7 +103,7 @@ struct OwnedMatrix {
                 name + ": groups must be multiples of 32 columns that divide the row");
         view.rows = m.rows, view.columns = m.columns, view.bits = packed ? m.bits : 16;
         view.tiles = ceil_div(m.rows, TILE_ROWS);
-        view.chunks = ceil_div(m.columns, chunk_columns(view.bits));
+        view.chunks = padded(m.columns) / chunk_columns(view.bits);
         const char *what = "weights";
         size_t weights = size_t(m.rows) * m.columns;
         Memory raw = Memory::copy_of(m.codes, weights * m.bits / 8, what), raw_scales, raw_zeros;

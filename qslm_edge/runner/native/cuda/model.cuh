@@ -165,6 +165,8 @@ inline qslm_model::qslm_model(const qslm_spec &spec) {
                                       std::to_string(QSLM_ABI) + " of the library");
     require(spec.n_layer > 0 && spec.n_embd > 0 && spec.vocab_size > 0 && spec.layers, "empty model");
     const int channels = spec.n_embd;
+    require(channels <= CHANNELS_AT_MOST, std::to_string(channels) + " channels; this backend takes up to " +
+                                              std::to_string(CHANNELS_AT_MOST));
     sizes = {spec.n_layer, channels, 0, spec.vocab_size, spec.kind == QSLM_CLASSIFIER, spec.p_init};
     launch.stream = stream.stream;
     int device = 0, major = 0, driver = 0;

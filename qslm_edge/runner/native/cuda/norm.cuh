@@ -10,7 +10,6 @@
 namespace qslm {
 
 constexpr float EPSILON = 1e-5f;
-constexpr int NORM_THREADS = 256;
 
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
@@ -28,38 +27,23 @@ __device__ __forceinline__ Statistics statistics_of(float sum, float squares, fl
     return {pivot + mean, rsqrtf(variance + EPSILON)};
 }
 
-/* Statistics of `rows` rows by all warps of the block; `stats` receives them, visible to the block on return.
- *
- * scratch: 2 floats a warp and row.
- */
-__device__ inline void block_statistics(const float *x, int rows, int channels, float *scratch, Statistics *stats) {
-    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int team = max(1, warps / rows), teams = warps / team; // warps of a row, rows at a time
-    for (int row = warp / team; row < rows && warp < teams * team; row += teams) {
-        const float *values = x + size_t(row) * channels;
-        float pivot = values[0], sum = 0.f, squares = 0.f;
-#pragma unroll 4
-        for (int c = warp % team * 32 + lane; c < channels; c += team * 32) {
-            float d = values[c] - pivot;
-            sum += d, squares += d * d;
-        }
-        sum = warp_sum(sum), squares = warp_sum(squares);
-        if (lane == 0) {
-            float *mine = scratch + 2 * (row * warps + warp % team);
-            mine[0] = sum, mine[1] = squares;
-        }
-    }
+/* Sums of a row over all warps of the block; scratch: 2 floats a warp. Visible to every thread on return. */
+__device__ __forceinline__ Statistics block_statistics(float sum, float squares, float pivot, int channels,
+                                                       float2 *scratch) {
+    sum = warp_sum(sum), squares = warp_sum(squares);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = make_float2(sum, squares);
     __syncthreads();
-    if (threadIdx.x < rows) {
-        float sum = 0.f, squares = 0.f;
-        for (int i = 0; i < team; ++i) {
-            sum += scratch[2 * (threadIdx.x * warps + i)];
-            squares += scratch[2 * (threadIdx.x * warps + i) + 1];
-        }
-        stats[threadIdx.x] = statistics_of(sum, squares, x[size_t(threadIdx.x) * channels], channels);
-    }
-    __syncthreads();
+    float2 all = {0.f, 0.f};
+    for (int warp = 0; warp < int(blockDim.x) / 32; ++warp) all.x += scratch[warp].x, all.y += scratch[warp].y;
+    return statistics_of(all.x, all.y, pivot, channels);
 }
+
+constexpr int OWN = 4;             // channels of a thread, blockDim.x apart
+constexpr int WARPS_AT_MOST = 32;
+constexpr int CHANNELS_AT_MOST = OWN * 32 * WARPS_AT_MOST;
+
+/* Threads of a block that norms rows of so many channels. */
+inline int norm_threads(int channels) { return ceil_div(ceil_div(channels, OWN), 32) * 32; }
 
 /* A layer norm and the mixes that follow it; no mixes (MIXES = 0): the norm alone. */
 struct Norm {
@@ -69,38 +53,89 @@ struct Norm {
     float *carry;          // [B, C]: receives that of this token
 };
 
-__device__ __forceinline__ float mixed(float h, float previous, float m) { return h * m + previous * (1.f - m); }
+/* What a thread holds of it, fetched before the inputs are there. */
+template <int MIXES> struct OwnNorm {
+    float weight[OWN], bias[OWN], mix[MIXES > 0 ? MIXES : 1][OWN];
+
+    __device__ __forceinline__ OwnNorm(const Norm &norm, int channels) {
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int c = min(int(threadIdx.x + i * blockDim.x), channels - 1);
+            weight[i] = __ldg(norm.weight + c), bias[i] = __ldg(norm.bias + c);
+#pragma unroll
+            for (int m = 0; m < MIXES; ++m) mix[m][i] = __ldg(norm.mix + m * channels + c);
+        }
+    }
+    __device__ __forceinline__ float normed(int i, float x, const Statistics &s) const {
+        return (x - s.mean) * s.scale * weight[i] + bias[i];
+    }
+    __device__ __forceinline__ __half mixed(int m, int i, float h, float previous) const {
+        return __float2half_rn(h * mix[m][i] + previous * (1.f - mix[m][i]));
+    }
+};
+
+/* A thread's channels of a row, and sums of their differences to the first channel. */
+struct OwnRow {
+    float x[OWN], pivot, sum = 0.f, squares = 0.f;
+
+    __device__ __forceinline__ OwnRow(const float *row, int channels) {
+        pivot = row[0];
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int c = threadIdx.x + i * blockDim.x;
+            x[i] = c < channels ? row[c] : pivot;
+        }
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            float d = x[i] - pivot;
+            sum += d, squares += d * d;
+        }
+    }
+};
 
 /* Shared memory that `norm_inputs` takes, in floats. */
-__host__ __device__ constexpr int norm_scratch(int rows, int warps) { return 2 * rows * warps + 2 * rows; }
+__host__ __device__ constexpr int norm_scratch(int rows, int warps) { return 2 * rows * warps; }
 
-/* Inputs of the products of a step: out [max(MIXES, 1), rows, stride] in shared memory.
+/* Inputs of the products of a step: out [max(MIXES, 1), rows, stride] in shared memory; waits for earlier kernels.
  *
- * The block writes the carry of channels [first, last) alone.
+ * The block writes the carry of channels [first, last) alone. It must be wide enough: OWN channels a thread.
  */
 template <int MIXES>
-__device__ inline void norm_inputs(const Norm &norm, const float *x, int rows, int channels, __half *out, int stride,
-                                   float *scratch, int first, int last) {
-    Statistics *stats = reinterpret_cast<Statistics *>(scratch + 2 * rows * (blockDim.x / 32));
-    block_statistics(x, rows, channels, scratch, stats);
-    for (int row = 0; row < rows; ++row) {
-        const Statistics s = stats[row];
-        for (int c = threadIdx.x; c < stride; c += blockDim.x) {
-            if (c >= channels) { // inputs of the columns that fill the last chunk
-                for (int i = 0; i < max(MIXES, 1); ++i) out[(i * rows + row) * stride + c] = __half(0.f);
-                continue;
-            }
-            size_t at = size_t(row) * channels + c;
-            float h = (x[at] - s.mean) * s.scale * norm.weight[c] + norm.bias[c];
-            if (MIXES == 0) {
-                out[row * stride + c] = __float2half_rn(h);
-                continue;
-            }
-            float previous = norm.previous[at];
+__device__ __forceinline__ void norm_inputs(const Norm &norm, const float *x, int rows, int channels, __half *out,
+                                            int stride, float *scratch, int first, int last) {
+    const int warps = blockDim.x / 32;
+    float2 *sums = reinterpret_cast<float2 *>(scratch); // [rows, warps]
+    const OwnNorm<MIXES> own(norm, channels);
+    for (int c = channels + threadIdx.x; c < stride; c += blockDim.x) // columns that fill the last chunk
+        for (int i = 0; i < max(MIXES, 1) * rows; ++i) out[i * stride + c] = __half(0.f);
+    after_previous();
+    float previous[OWN]; // of the first row, under way with x
+    if (MIXES > 0) {
 #pragma unroll
-            for (int i = 0; i < MIXES; ++i)
-                out[(i * rows + row) * stride + c] = __float2half_rn(mixed(h, previous, norm.mix[i * channels + c]));
-            if (c >= first && c < last) norm.carry[at] = h;
+        for (int i = 0; i < OWN; ++i) previous[i] = norm.previous[min(int(threadIdx.x + i * blockDim.x), channels - 1)];
+    }
+    for (int row = 0; row < rows; ++row) {
+        OwnRow mine(x + size_t(row) * channels, channels);
+        float sum = warp_sum(mine.sum), squares = warp_sum(mine.squares);
+        if (threadIdx.x % 32 == 0) sums[row * warps + threadIdx.x / 32] = make_float2(sum, squares);
+    }
+    __syncthreads();
+    for (int row = 0; row < rows; ++row) {
+        const float *values = x + size_t(row) * channels;
+        float2 all = {0.f, 0.f};
+        for (int warp = 0; warp < warps; ++warp) all.x += sums[row * warps + warp].x, all.y += sums[row * warps + warp].y;
+        const Statistics s = statistics_of(all.x, all.y, values[0], channels);
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int c = threadIdx.x + i * blockDim.x;
+            if (c >= channels) continue;
+            const size_t at = size_t(row) * channels + c;
+            const float h = own.normed(i, values[c], s);
+            if (MIXES == 0) out[row * stride + c] = __float2half_rn(h);
+            else if (row > 0) previous[i] = norm.previous[at];
+#pragma unroll
+            for (int m = 0; m < MIXES; ++m) out[(m * rows + row) * stride + c] = own.mixed(m, i, h, previous[i]);
+            if (MIXES > 0 && c >= first && c < last) norm.carry[at] = h;
         }
     }
     __syncthreads();
@@ -108,31 +143,38 @@ __device__ inline void norm_inputs(const Norm &norm, const float *x, int rows, i
 
 /* The same for many rows [tokens, batch], one block each: out [max(MIXES, 1), rows, stride] in global memory. */
 template <int MIXES>
-__global__ void __launch_bounds__(NORM_THREADS)
-    norm_rows(Norm norm, const float *x, int tokens, int batch, int channels, __half *out, int stride) {
-    __shared__ float scratch[2 * 2 * NORM_THREADS / 32];
-    __shared__ Statistics stats[2]; // of this row, and of the token before
+__global__ void norm_rows(Norm norm, const float *x, int tokens, int batch, int channels, __half *out, int stride) {
+    __shared__ float2 scratch[2][WARPS_AT_MOST]; // of this row, and of the token before
     let_next_start();
+    const OwnNorm<MIXES> own(norm, channels);
     after_previous();
     const int rows = tokens * batch, row = blockIdx.x, token = row / batch;
-    const float *own = x + size_t(row) * channels, *earlier = own - size_t(batch) * channels;
-    block_statistics(own, 1, channels, scratch, stats);
-    if (MIXES > 0 && token > 0) block_statistics(earlier, 1, channels, scratch, stats + 1);
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-        float weight = norm.weight[c], bias = norm.bias[c];
-        float h = (own[c] - stats[0].mean) * stats[0].scale * weight + bias;
-        if (MIXES == 0) {
-            out[size_t(row) * stride + c] = __float2half_rn(h);
-            continue;
-        }
-        size_t stream = size_t(row % batch) * channels + c;
-        float previous = token > 0 ? (earlier[c] - stats[1].mean) * stats[1].scale * weight + bias
-                                   : norm.previous[stream];
+    const float *values = x + size_t(row) * channels;
+    const size_t stream = size_t(row % batch) * channels;
+    float previous[OWN];
+    if (MIXES > 0 && token == 0) {
 #pragma unroll
-        for (int i = 0; i < MIXES; ++i)
-            out[(size_t(i) * rows + row) * stride + c] =
-                __float2half_rn(mixed(h, previous, norm.mix[i * channels + c]));
-        if (token == tokens - 1) norm.carry[stream] = h; // `previous` is still read: copied later
+        for (int i = 0; i < OWN; ++i)
+            previous[i] = norm.previous[stream + min(int(threadIdx.x + i * blockDim.x), channels - 1)];
+    }
+    OwnRow mine(values, channels);
+    if (MIXES > 0 && token > 0) {
+        OwnRow earlier(values - size_t(batch) * channels, channels);
+        const Statistics s = block_statistics(earlier.sum, earlier.squares, earlier.pivot, channels, scratch[1]);
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) previous[i] = own.normed(i, earlier.x[i], s);
+    }
+    const Statistics s = block_statistics(mine.sum, mine.squares, mine.pivot, channels, scratch[0]);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const int c = threadIdx.x + i * blockDim.x;
+        if (c >= channels) continue;
+        const float h = own.normed(i, mine.x[i], s);
+        if (MIXES == 0) out[size_t(row) * stride + c] = __float2half_rn(h);
+#pragma unroll
+        for (int m = 0; m < MIXES; ++m)
+            out[(size_t(m) * rows + row) * stride + c] = own.mixed(m, i, h, previous[i]);
+        if (MIXES > 0 && token == tokens - 1) norm.carry[stream + c] = h; // `previous` is still read: copied later
     }
 }
 
@@ -168,39 +210,43 @@ __device__ inline float embedded(const Embedding &e, int64_t token, int c, int c
 }
 
 /* x [rows, C] = ln0 of the rows of the tokens; tokens lie in pinned memory of the host. */
-__global__ void __launch_bounds__(NORM_THREADS)
-    embed(Embedding table, const float *weight, const float *bias, const int64_t *tokens, int channels, float *x) {
+__global__ void embed(Embedding table, Norm norm, const int64_t *tokens, int channels, float *x) {
     extern __shared__ float values[]; // [C]
-    __shared__ float scratch[2 * NORM_THREADS / 32];
-    __shared__ Statistics stats;
+    __shared__ float2 scratch[WARPS_AT_MOST];
     let_next_start();
+    const OwnNorm<0> own(norm, channels);
     after_previous();
     const int64_t token = tokens[blockIdx.x];
     for (int c = threadIdx.x; c < channels; c += blockDim.x) values[c] = embedded(table, token, c, channels);
     __syncthreads();
-    block_statistics(values, 1, channels, scratch, &stats);
-    for (int c = threadIdx.x; c < channels; c += blockDim.x)
-        x[size_t(blockIdx.x) * channels + c] = (values[c] - stats.mean) * stats.scale * weight[c] + bias[c];
+    OwnRow mine(values, channels);
+    const Statistics s = block_statistics(mine.sum, mine.squares, mine.pivot, channels, scratch);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const int c = threadIdx.x + i * blockDim.x;
+        if (c < channels) x[size_t(blockIdx.x) * channels + c] = own.normed(i, mine.x[i], s);
+    }
 }
 
 /* pooled [batch, C] += masked features of the classifier, token after token; one block a stream. */
-__global__ void __launch_bounds__(NORM_THREADS)
-    pool(const float *weight, const float *bias, const float *x, const float *mask, int tokens, int batch,
-         int channels, float *pooled) {
-    __shared__ float scratch[2 * NORM_THREADS / 32];
-    __shared__ Statistics stats;
+__global__ void pool(Norm norm, const float *x, const float *mask, int tokens, int batch, int channels,
+                     float *pooled) {
+    __shared__ float2 scratch[WARPS_AT_MOST];
     let_next_start();
+    const OwnNorm<0> own(norm, channels);
     after_previous();
     const int stream = blockIdx.x;
     for (int token = 0; token < tokens; ++token) {
-        const int row = token * batch + stream;
-        const float *values = x + size_t(row) * channels;
+        const size_t row = size_t(token) * batch + stream;
         const float kept = mask[row];
-        __syncthreads();
-        block_statistics(values, 1, channels, scratch, &stats);
-        for (int c = threadIdx.x; c < channels; c += blockDim.x)
-            pooled[size_t(stream) * channels + c] +=
-                ((values[c] - stats.mean) * stats.scale * weight[c] + bias[c]) * kept;
+        OwnRow mine(x + row * channels, channels);
+        __syncthreads(); // the sums of the token before are still read
+        const Statistics s = block_statistics(mine.sum, mine.squares, mine.pivot, channels, scratch);
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int c = threadIdx.x + i * blockDim.x;
+            if (c < channels) pooled[size_t(stream) * channels + c] += own.normed(i, mine.x[i], s) * kept;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-/* The product of a warp: 16 or 32 rows of a packed matrix with 8 to 32 inputs, on tensor cores.
+/* The product of a warp: 16 rows of a packed matrix with 8 to 64 inputs, on tensor cores.
  *
  * Codes less their zero point are integers (or halves of them) that float16 holds exactly, so weights lose nothing;
- * inputs are float16; sums are float32, one for each group, scaled when the group ends. No weight passes through
+ * inputs are float16; sums are float32, scaled every 32 columns, which lie in one group. No weight passes through
  * shared memory: they lie in the order of the fragments (matrix.cuh).
  */
 #pragma once
@@ -11,7 +11,7 @@
 namespace qslm {
 
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                  "{%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -57,106 +57,157 @@ __device__ __forceinline__ void operand(unsigned (&a)[4], const uint4 *codes, in
     }
 }
 
-template <int MI, int NT> __device__ __forceinline__ void clear(float (&acc)[MI][NT][4]) {
+template <int NT> __device__ __forceinline__ void clear(float (&acc)[NT][4]) {
 #pragma unroll
-    for (int i = 0; i < MI; ++i)
+    for (int j = 0; j < NT; ++j)
 #pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) acc[i][j][e] = 0.f;
+        for (int e = 0; e < 4; ++e) acc[j][e] = 0.f;
 }
 
-/* acc[i][j] += rows (tile + i) of chunks [first, last) times inputs j.
- *
- * x[j]: this lane's place in its input of column block j, i.e. row (8 j + lane / 4), column 8 (lane % 4).
- * Codes are fetched a chunk ahead, inputs and scales a pair ahead.
+/* Writes a warp's sums as [8 NT columns, stride] floats, row fastest. */
+template <int NT> __device__ __forceinline__ void spill(const float (&acc)[NT][4], float *out, int stride) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int j = 0; j < NT; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[(8 * j + 2 * t + (e & 1)) * stride + g + 8 * (e >> 1)] = acc[j][e];
+}
+
+__host__ __device__ constexpr int spill_stride(int rows) { return rows + 4; } // lanes of a warp meet 32 banks
+
+constexpr int SHARE = WIDEST_CHUNK; // columns that a warp takes at once: whole chunks of every width
+
+/* Shape of a block of a product with many rows: WR warps along units, one tile each; WS along columns, a share each;
+ * NT blocks of 8 rows; BLOCKS of them fit a multiprocessor. Inputs pass through shared memory in windows of WS shares,
+ * STAGES of them under way.
  */
-template <int BITS, int MI, int NT>
-__device__ __forceinline__ void multiply(const Matrix &m, int tile, int first, int last, const __half *const (&x)[NT],
-                                         float (&acc)[MI][NT][4]) {
-    constexpr int PAIRS = chunk_columns(BITS) / PAIR, VECTORS = chunk_vectors(BITS);
-    if (first >= last) return;
-    const int lane = threadIdx.x % 32, mask = (1 << m.group_shift) - 1, end = last * PAIRS;
-    const uint4 *codes[MI];
-    const uint2 *records[MI];
+template <int NT_, int WR_, int WS_, int BLOCKS_ = 1> struct Shape {
+    static constexpr int NT = NT_, WR = WR_, WS = WS_, BLOCKS = BLOCKS_, WINDOW = WS * SHARE, STAGES = 3;
+    static constexpr int THREADS = 32 * WR * WS, UNITS = TILE_ROWS * WR, ROWS = 8 * NT;
+    static constexpr int STRIDE = WINDOW + 32; // lanes of a warp meet different banks
+    static constexpr int STAGE = ROWS * STRIDE, SUMS = WS > 1 ? WS * ROWS * spill_stride(UNITS) : 0;
+    static constexpr size_t SHARED_BYTES = STAGES * STAGE * sizeof(__half) > SUMS * sizeof(float)
+                                               ? STAGES * STAGE * sizeof(__half)
+                                               : SUMS * sizeof(float);
+};
+
+__device__ __forceinline__ void copy_ahead(__half *to, const __half *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+}
+
+/* Inputs of a block: rows [row, row + ROWS) of `rows`, at `stride`. */
+struct Inputs {
+    const __half *from;
+    int stride, row, rows;
+};
+
+/* acc += a tile times the inputs, share `part` of every window.
+ *
+ * The whole block calls it with a matrix of one width. Weights are fetched a window ahead, the first before `ready`.
+ */
+template <int BITS, class S, class Ready>
+__device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, const Inputs &in, __half *stages,
+                                         float (&acc)[S::NT][4], Ready ready) {
+    constexpr int NT = S::NT, PAIRS = SHARE / PAIR, VECTORS = SHARE / chunk_columns(BITS) * chunk_vectors(BITS);
+    constexpr int STEPS_A_VECTOR = 2 * PAIRS / VECTORS > 0 ? 2 * PAIRS / VECTORS : 1; // products of tensor cores
+    const int lane = threadIdx.x % 32, mask = (1 << m.group_shift) - 1;
+    const int shares = m.chunks * chunk_columns(BITS) / SHARE, windows = (shares + S::WS - 1) / S::WS;
+    const int row = min(tile, m.tiles - 1); // a tile that is not there is computed and dropped
+    const uint4 *codes = m.codes + size_t(row) * shares * VECTORS * 32 + lane;
+    const uint2 *records = m.scales + size_t(row) * m.groups * 8 + lane / 4;
+    uint4 ahead[VECTORS];
+    uint2 record_ahead[PAIRS] = {};
+    auto fetch = [&](int window) {
+        const int share = min(window * S::WS + part, shares - 1);
 #pragma unroll
-    for (int i = 0; i < MI; ++i) {
-        int row = min(tile + i, m.tiles - 1); // a tile that is not there is computed and dropped
-        codes[i] = m.codes + size_t(row) * m.chunks * VECTORS * 32 + lane;
-        records[i] = m.scales + size_t(row) * m.groups * 8 + lane / 4;
-    }
-    uint4 ahead[MI][VECTORS], inputs_ahead[NT];
-    uint2 record_ahead[MI] = {};
-    auto fetch = [&](int chunk) {
+        for (int v = 0; v < VECTORS; ++v) ahead[v] = __ldg(codes + (share * VECTORS + v) * 32);
+        if (BITS < 16) {
 #pragma unroll
-        for (int i = 0; i < MI; ++i)
-#pragma unroll
-            for (int v = 0; v < VECTORS; ++v) ahead[i][v] = __ldg(codes[i] + (chunk * VECTORS + v) * 32);
-    };
-    auto fetch_pair = [&](int pair, bool new_group) {
-#pragma unroll
-        for (int j = 0; j < NT; ++j) inputs_ahead[j] = *reinterpret_cast<const uint4 *>(x[j] + pair * PAIR);
-        if (BITS < 16 && new_group) {
-#pragma unroll
-            for (int i = 0; i < MI; ++i) record_ahead[i] = __ldg(records[i] + (pair >> m.group_shift) * 8);
+            for (int p = 0; p < PAIRS; ++p)
+                if (p == 0 || (p & mask) == 0) record_ahead[p] = __ldg(records + ((share * PAIRS + p) >> m.group_shift) * 8);
+                else record_ahead[p] = record_ahead[p - 1];
         }
     };
-    fetch(first);
-    fetch_pair(first * PAIRS, true);
-    float sums[MI][NT][4];
-    clear(sums);
-    for (int chunk = first; chunk < last; ++chunk) {
-        uint4 now[MI][VECTORS];
+    constexpr int VECTORS_A_ROW = S::WINDOW / 8, ROWS_A_PASS = S::THREADS / VECTORS_A_ROW;
+    const int column = threadIdx.x % VECTORS_A_ROW * 8, first_row = threadIdx.x / VECTORS_A_ROW;
+    auto copy_window = [&](int window) {
+        if (window * S::WINDOW + column < shares * SHARE) {
+            __half *to = stages + window % S::STAGES * S::STAGE + first_row * S::STRIDE + column;
+            const __half *from = in.from + window * S::WINDOW + column;
 #pragma unroll
-        for (int i = 0; i < MI; ++i)
+            for (int pass = 0; pass < S::ROWS / ROWS_A_PASS; ++pass) { // a row that is not there repeats the last one
+                int source = min(in.row + first_row + pass * ROWS_A_PASS, in.rows - 1);
+                copy_ahead(to + pass * ROWS_A_PASS * S::STRIDE, from + size_t(source) * in.stride);
+            }
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    fetch(0);
+    ready();
 #pragma unroll
-            for (int v = 0; v < VECTORS; ++v) now[i][v] = ahead[i][v];
-        if (chunk + 1 < last) fetch(chunk + 1);
+    for (int window = 0; window < S::STAGES - 1; ++window) copy_window(window);
+    for (int window = 0; window < windows; ++window) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(S::STAGES - 2) : "memory");
+        __syncthreads();
+        copy_window(window + S::STAGES - 1);
+        uint4 now[VECTORS];
+        uint2 record[PAIRS];
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) now[v] = ahead[v];
+#pragma unroll
+        for (int p = 0; p < PAIRS; ++p) record[p] = record_ahead[p];
+        if (window + 1 < windows) fetch(window + 1);
+        if (window * S::WS + part >= shares) break; // nothing is left for this warp; nor for the block, after this window
+        const __half *x = stages + window % S::STAGES * S::STAGE + lane / 4 * S::STRIDE + lane % 4 * 8 + part * SHARE;
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
-            const int pair = chunk * PAIRS + p;
             uint4 inputs[NT];
-            uint2 record[MI];
 #pragma unroll
-            for (int j = 0; j < NT; ++j) inputs[j] = inputs_ahead[j];
-#pragma unroll
-            for (int i = 0; i < MI; ++i) record[i] = record_ahead[i];
-            const bool group_ends = (pair & mask) == mask || pair + 1 == end;
-            if (pair + 1 < end) fetch_pair(pair + 1, group_ends);
-#pragma unroll
-            for (int i = 0; i < MI; ++i) {
-                unsigned low = 0, high = 0;
-                if (BITS < 16) low = zero_point<BITS>(record[i].x), high = zero_point<BITS>(record[i].y);
-#pragma unroll
-                for (int s = 0; s < 2; ++s) {
-                    unsigned a[4];
-                    operand<BITS>(a, now[i], 2 * p + s, low, high);
-#pragma unroll
-                    for (int j = 0; j < NT; ++j)
-                        mma(BITS == 16 ? acc[i][j] : sums[i][j], a, s ? inputs[j].z : inputs[j].x,
-                            s ? inputs[j].w : inputs[j].y);
-                }
-            }
-            if (BITS < 16 && group_ends) {
-#pragma unroll
-            for (int i = 0; i < MI; ++i) {
-                float low = scale_of(record[i].x), high = scale_of(record[i].y);
-#pragma unroll
-                for (int j = 0; j < NT; ++j) {
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) acc[i][j][e] += sums[i][j][e] * (e < 2 ? low : high);
-                }
-            }
+            for (int j = 0; j < NT; ++j) inputs[j] = *reinterpret_cast<const uint4 *>(x + j * 8 * S::STRIDE + p * PAIR);
+            unsigned low = 0, high = 0, a[4];
+            if (BITS < 16) low = zero_point<BITS>(record[p].x), high = zero_point<BITS>(record[p].y);
+            float sums[NT][4]; // of codes; a pair lies within a group
             clear(sums);
+#pragma unroll
+            for (int s = 0; s < 2; ++s) {
+                const int step = 2 * p + s;
+                operand<BITS>(a, now + step / STEPS_A_VECTOR, step % STEPS_A_VECTOR, low, high);
+#pragma unroll
+                for (int j = 0; j < NT; ++j)
+                    mma(BITS == 16 ? acc[j] : sums[j], a, s ? inputs[j].z : inputs[j].x,
+                        s ? inputs[j].w : inputs[j].y);
+            }
+            if (BITS == 16) continue;
+            const float low_scale = scale_of(record[p].x), high_scale = scale_of(record[p].y);
+#pragma unroll
+            for (int j = 0; j < NT; ++j) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) acc[j][e] += sums[j][e] * (e < 2 ? low_scale : high_scale);
             }
         }
     }
 }
 
-/* The same for one tile and one block of inputs, where waiting is all: several chunks are under way at once. */
+template <class S, class Ready>
+__device__ __forceinline__ void multiply_block(const Matrix &m, int tile, int part, const Inputs &in, __half *stages,
+                                               float (&acc)[S::NT][4], Ready ready) {
+    switch (m.bits) {
+    case 2: return multiply<2, S>(m, tile, part, in, stages, acc, ready);
+    case 4: return multiply<4, S>(m, tile, part, in, stages, acc, ready);
+    case 8: return multiply<8, S>(m, tile, part, in, stages, acc, ready);
+    default: return multiply<16, S>(m, tile, part, in, stages, acc, ready);
+    }
+}
+
+/* acc += one tile times up to 8 inputs, chunks [first, last): a step, where waiting is all, so that several chunks are
+ * under way at once.
+ *
+ * x: this lane's place in its input, i.e. row lane / 4, column 8 (lane % 4).
+ */
 template <int BITS>
-__device__ __forceinline__ void multiply(const Matrix &m, int tile, int first, int last, const __half *const (&x)[1],
-                                         float (&acc)[1][1][4]) {
+__device__ __forceinline__ void multiply_few(const Matrix &m, int tile, int first, int last, const __half *x,
+                                             float (&acc)[1][4]) {
     constexpr int PAIRS = chunk_columns(BITS) / PAIR, VECTORS = chunk_vectors(BITS), DEPTH = BITS == 2 ? 2 : 4;
     const int lane = threadIdx.x % 32;
     const uint4 *codes = m.codes + size_t(tile) * m.chunks * VECTORS * 32 + lane;
@@ -172,7 +223,7 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int first, i
 #pragma unroll
             for (int p = 0; p < PAIRS; ++p) {
                 const int pair = chunk * PAIRS + p;
-                inputs[d][p] = *reinterpret_cast<const uint4 *>(x[0] + pair * PAIR);
+                inputs[d][p] = *reinterpret_cast<const uint4 *>(x + pair * PAIR);
                 if (BITS < 16) record[d][p] = __ldg(records + (pair >> m.group_shift) * 8);
             }
         }
@@ -191,30 +242,22 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int first, i
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     unsigned half = e < 2 ? record[d][p].x : record[d][p].y;
-                    acc[0][0][e] += BITS < 16 ? sums[e] * scale_of(half) : sums[e];
+                    acc[0][e] += BITS < 16 ? sums[e] * scale_of(half) : sums[e];
                 }
             }
         }
     }
 }
 
-template <int BITS, int MI, int NT>
-__device__ __forceinline__ void share(const Matrix &m, int tile, int first, int last, const __half *const (&x)[NT],
-                                      float (&acc)[MI][NT][4]) {
-    if constexpr (MI == 1 && NT == 1) multiply<BITS>(m, tile, first, last, x, acc);
-    else multiply<BITS, MI, NT>(m, tile, first, last, x, acc);
-}
-
-/* The share `part` of `parts` of a product's chunks, whatever the width of the matrix. */
-template <int MI, int NT>
-__device__ __forceinline__ void multiply_part(const Matrix &m, int tile, int part, int parts,
-                                              const __half *const (&x)[NT], float (&acc)[MI][NT][4]) {
+/* The share `part` of `parts` of such a product's chunks, whatever the width of the matrix. */
+__device__ __forceinline__ void multiply_few(const Matrix &m, int tile, int part, int parts, const __half *x,
+                                             float (&acc)[1][4]) {
     int first = m.chunks * part / parts, last = m.chunks * (part + 1) / parts;
     switch (m.bits) {
-    case 2: return share<2>(m, tile, first, last, x, acc);
-    case 4: return share<4>(m, tile, first, last, x, acc);
-    case 8: return share<8>(m, tile, first, last, x, acc);
-    default: return share<16>(m, tile, first, last, x, acc);
+    case 2: return multiply_few<2>(m, tile, first, last, x, acc);
+    case 4: return multiply_few<4>(m, tile, first, last, x, acc);
+    case 8: return multiply_few<8>(m, tile, first, last, x, acc);
+    default: return multiply_few<16>(m, tile, first, last, x, acc);
     }
 }
 
@@ -233,20 +276,5 @@ __device__ __forceinline__ void prefetch_part(const Matrix &m, int tile, int par
     int from = first * pairs >> m.group_shift, to = ((last * pairs - 1) >> m.group_shift) + 1;
     lines(m.scales + (size_t(tile) * m.groups + from) * 8, size_t(to - from) * 8 * sizeof(uint2));
 }
-
-/* Writes a warp's sums as [8 NT columns, stride] floats, row fastest. */
-template <int MI, int NT>
-__device__ __forceinline__ void spill(const float (&acc)[MI][NT][4], float *out, int stride) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int i = 0; i < MI; ++i)
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-                out[(8 * j + 2 * t + (e & 1)) * stride + 16 * i + g + 8 * (e >> 1)] = acc[i][j][e];
-}
-
-__host__ __device__ constexpr int spill_stride(int rows) { return rows + 4; } // lanes of a warp meet 32 banks
 
 } // namespace qslm
