@@ -49,7 +49,9 @@ class OnnxExporter(Exporter):
             "bits": bits,
             "operators": sorted(op for op in builder.graph.operators() if "::" in op),
         }
-        return Exported((GRAPH, WEIGHTS, TENSORS), weights.weight_bytes, builder.graph.operators(), requirements)
+        return Exported(
+            (GRAPH, WEIGHTS, TENSORS), weights.weight_bytes, builder.graph.operators(), requirements
+        )
 
     def export_tapped(self, job: ExportJob, directory: Path) -> Path:
         """Write a second graph over the same weights that also gives every module's input and output.

@@ -132,9 +132,16 @@ def read_tensors(path: Path, file_bytes: int) -> TensorTable:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise BundleError(
-            "table of another schema", where=path, found=found, allowed=SCHEMA, hint="use the run.pyz beside it"
+            "table of another schema",
+            where=path,
+            found=found,
+            allowed=SCHEMA,
+            hint="use the run.pyz beside it",
         )
-    tensors = {entry.name: entry for entry in (_tensor(item, path, file_bytes) for item in _list(data, "tensors", path))}
+    tensors = {
+        entry.name: entry
+        for entry in (_tensor(item, path, file_bytes) for item in _list(data, "tensors", path))
+    }
     matrices = {m.name: m for m in (_matrix(item, path, tensors) for item in _list(data, "matrices", path))}
     return TensorTable(path, tensors, matrices)
 
@@ -160,25 +167,33 @@ def _is_size(value: Any, limit: int) -> bool:
 
 
 def _tensor(item: dict[str, Any], path: Path, file_bytes: int) -> TensorEntry:
-    name, dtype, shape = item["name"], item.get("dtype"), item.get("shape")
-    offset, nbytes = item.get("offset"), item.get("bytes")
-    if dtype not in _ITEM_BYTES:
+    entry: Any = item  # of JSON: checked below, key by key
+    name, dtype, shape = entry["name"], entry.get("dtype"), entry.get("shape")
+    offset, nbytes = entry.get("offset"), entry.get("bytes")
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise _wrong(path, f"{name}: dtype", dtype, ", ".join(_ITEM_BYTES))
-    if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(_is_size(n, MAX_DIMENSION) for n in shape):
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= 4
+        or not all(_is_size(n, MAX_DIMENSION) for n in shape)
+    ):
         raise _wrong(path, f"{name}: shape", shape, f"one to four sizes, each 1 to {MAX_DIMENSION}")
     if not _is_size(nbytes, file_bytes) or nbytes != math.prod(shape) * _ITEM_BYTES[dtype]:
         raise _wrong(path, f"{name}: bytes", nbytes, math.prod(shape) * _ITEM_BYTES[dtype])
     if not (offset == 0 or _is_size(offset, file_bytes)) or isinstance(offset, bool) or offset % ALIGNMENT:
         raise _wrong(path, f"{name}: offset", offset, f"a multiple of {ALIGNMENT} within the file")
     if offset + nbytes > file_bytes:
-        raise _wrong(path, f"{name}: offset", f"{offset} + {nbytes} bytes", f"up to {file_bytes}, where the file ends")
+        raise _wrong(
+            path, f"{name}: offset", f"{offset} + {nbytes} bytes", f"up to {file_bytes}, where the file ends"
+        )
     return TensorEntry(name, dtype, tuple(shape), offset, nbytes)
 
 
 def _matrix(item: dict[str, Any], path: Path, tensors: dict[str, TensorEntry]) -> MatrixEntry:
-    name, bits, group = item["name"], item.get("bits"), item.get("group")
-    rows, columns = item.get("rows"), item.get("columns")
-    midrise, float_activations = item.get("midrise"), item.get("float_activations")
+    entry: Any = item  # of JSON: checked below, key by key
+    name, rows, columns, bits = entry["name"], entry.get("rows"), entry.get("columns"), entry.get("bits")
+    group, midrise = entry.get("group"), entry.get("midrise")
+    float_activations = entry.get("float_activations")
     is_table = name == "emb"
     if not _is_size(rows, MAX_DIMENSION) or not _is_size(columns, MAX_DIMENSION):
         raise _wrong(path, f"{name}: shape", f"{rows} x {columns}", f"sizes of 1 to {MAX_DIMENSION}")

@@ -20,6 +20,7 @@ from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, Qs
 from qslm_edge.runner.doctor import examine
 from qslm_edge.runner.findings import finding_lines
 from qslm_edge.runner.limits import Limits, parse_joules, parse_seconds, parse_speed
+from qslm_edge.runner.native.command import add_build_command, run_build
 from qslm_edge.runner.power import SOURCES
 from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|doctor|info")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="verify|meter|doctor|info|build-native"
+    )
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
+    add_build_command(commands)
     add_processes(commands)
     return parser
 
@@ -116,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _meter(options)
             if options.command == "doctor":
                 return _doctor(options)
+            if options.command == "build-native":
+                _out(run_build(options.cuda, options.json))
+                return 0
             path = options.bundle or bundle_path_of(sys.argv[0]) or Path()
             if options.command == "info":
                 _out(json.dumps(open_bundle(path).manifest, indent=1))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from qslm_edge.bundle.tensors import read_tensors
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters import ExportJob, get_exporter
 from qslm_edge.exporters.onnx_exporter import OnnxExporter
@@ -271,7 +272,7 @@ def test_equal_jobs_give_equal_bytes(head: Any, tmp_path: Path) -> None:
         OnnxExporter().export(job, directory)
         found.append(digests(directory))
     assert found[0] == found[1]
-    assert sorted(found[0]) == ["model.bin", "model.onnx"]
+    assert sorted(found[0]) == ["model.bin", "model.onnx", "tensors.json"]
 
 
 def test_export_over_an_older_export_leaves_nothing_of_it(dense: SpikeGPT, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_weight_file_holds_the_counted_bytes_and_padding(
     counted = weight_bytes(job.store.hierarchy, job.setting)
     beside = 4 * 2 * CHANNELS if head == "classifier" else 0  # classifier.npy, a file of the bundle
     assert done.weight_bytes == counted - beside
-    assert done.files == ("model.onnx", "model.bin")
+    assert done.files == ("model.onnx", "model.bin", "tensors.json")
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     outside = [t for t in graph.initializer if t.external_data]
     size = (tmp_path / "model.bin").stat().st_size
@@ -322,11 +323,17 @@ def test_external_data_is_aligned_and_does_not_overlap(dense: SpikeGPT, tmp_path
     OnnxExporter().export(make_job(dense, "2g32"), tmp_path)
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     spans = []
+    table = read_tensors(tmp_path / "tensors.json", (tmp_path / "model.bin").stat().st_size).tensors
     for tensor in graph.initializer:
         entry = {item.key: item.value for item in tensor.external_data}
         if entry:
             assert entry["location"] == "model.bin"
             spans.append((int(entry["offset"]), int(entry["offset"]) + int(entry["length"])))
+            listed = table.pop(tensor.name)  # tensors.json says the same of it
+            assert (listed.offset, listed.offset + listed.nbytes) == spans[-1]
+            assert listed.shape == tuple(tensor.dims)
+            assert np.dtype(listed.dtype) == onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    assert not table
     assert all(begin % ALIGNMENT == 0 for begin, _ in spans)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
     assert spans[-1][1] == (tmp_path / "model.bin").stat().st_size

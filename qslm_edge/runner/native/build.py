@@ -70,11 +70,12 @@ class Built:
         }
 
 
-def build(cuda: bool = False) -> Built:
+def build(cuda: bool = False, isa: str | None = None) -> Built:
     """The library for this machine, compiled if it is not in the cache.
 
     Args:
         cuda: the GPU engine, by nvcc.
+        isa: one of ISAS; None takes $QSLM_EDGE_NATIVE_ISA, else the processor's own.
 
     Raises:
         RuntimeFault: no compiler, it fails, or the cache cannot be written.
@@ -85,7 +86,7 @@ def build(cuda: bool = False) -> Built:
         return _given(Path(named))
     sources = _sources(cuda)
     compiler = _nvcc() if cuda else _compiler()
-    flags = _CUDA_FLAGS if cuda else (*_FLAGS, *_isa_flags())
+    flags = _CUDA_FLAGS if cuda else (*_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
     version, cpu = _version(compiler), cpu_identity()
     facts = json.dumps([compiler, version, flags, cpu, sorted((n, d.decode()) for n, d in sources.items())])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
@@ -97,7 +98,9 @@ def build(cuda: bool = False) -> Built:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=place.parent) as work:
             _compile(Path(work), sources, [*compiler, *flags], cuda)
-            (Path(work) / RECORD).write_text(json.dumps({"cpu": cpu, "compiler": version, "flags": flags}), "utf-8")
+            (Path(work) / RECORD).write_text(
+                json.dumps({"cpu": cpu, "compiler": version, "flags": flags}), "utf-8"
+            )
             _install(Path(work), place)
     except OSError as error:
         raise RuntimeFault(
@@ -139,7 +142,9 @@ def _given(path: Path) -> Built:
 def cpu_identity() -> str:
     """Architecture, name and a digest of the features of the processor: what -march=native goes by."""
     text = read_text(Path("/"), "proc/cpuinfo", strict=False).value or ""
-    fields = dict(reversed([part for part in (line.partition(":")[::2] for line in text.splitlines()) if part[1]]))
+    fields = dict(
+        reversed([part for part in (line.partition(":")[::2] for line in text.splitlines()) if part[1]])
+    )
     found = {key.strip(): value.strip() for key, value in fields.items()}
     name = found.get("model name") or found.get("CPU part") or platform.processor() or "unknown processor"
     features = found.get("flags") or found.get("Features") or ""
@@ -154,7 +159,9 @@ def _sources(cuda: bool) -> dict[str, bytes]:
     if cuda:
         found |= _files_of(folder.joinpath("cuda"), (".h", ".cuh", ".cu"))
     if not any(name.endswith((".cpp", ".cu")) for name in found):
-        raise RuntimeFault("the source of this engine is not in this program", where="--cuda" if cuda else None)
+        raise RuntimeFault(
+            "the source of this engine is not in this program", where="--cuda" if cuda else None
+        )
     return found
 
 
@@ -182,11 +189,12 @@ def _nvcc() -> list[str]:
     for name in (os.environ.get("NVCC") or "nvcc", "/usr/local/cuda/bin/nvcc"):
         if path := shutil.which(name):
             return [path]
-    raise RuntimeFault("no CUDA compiler", found="no nvcc", hint="install the CUDA toolkit, or let NVCC name it")
+    raise RuntimeFault(
+        "no CUDA compiler", found="no nvcc", hint="install the CUDA toolkit, or let NVCC name it"
+    )
 
 
-def _isa_flags() -> tuple[str, ...]:
-    isa = os.environ.get(ISA_VARIABLE) or "native"
+def _isa_flags(isa: str) -> tuple[str, ...]:
     if isa not in ISAS:
         raise UsageError("unknown instruction set", where=ISA_VARIABLE, found=isa, allowed=", ".join(ISAS))
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -200,7 +208,9 @@ def _isa_flags() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def _version_of(program: str) -> str:
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     # nvcc names itself first and its version in the last lines
     return " ".join(lines[-2:]) if lines and "nvcc" in lines[0] else (lines or ["unknown"])[0]

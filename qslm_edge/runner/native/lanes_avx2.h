@@ -99,7 +99,7 @@ struct Isa {
         return _mm256_set_m128i(part[1], part[0]);
     }
 
-    static void halves(const uint8_t *p, ptrdiff_t stride, float *out) {
+    static void halves(const uint8_t *p, ptrdiff_t stride, float *out, int out_stride) {
         __m128i a[8], b[8];
         for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + i * stride));
         for (int i = 0; i < 4; ++i) {
@@ -112,8 +112,8 @@ struct Isa {
                 a[4 * i + 2 * j + 1] = _mm_unpackhi_epi32(b[4 * i + j], b[4 * i + 2 + j]);
             }
         for (int j = 0; j < 4; ++j) {
-            store_float(out + 8 * (2 * j), _mm256_cvtph_ps(_mm_unpacklo_epi64(a[j], a[4 + j])));
-            store_float(out + 8 * (2 * j + 1), _mm256_cvtph_ps(_mm_unpackhi_epi64(a[j], a[4 + j])));
+            store_float(out + out_stride * (2 * j), _mm256_cvtph_ps(_mm_unpacklo_epi64(a[j], a[4 + j])));
+            store_float(out + out_stride * (2 * j + 1), _mm256_cvtph_ps(_mm_unpackhi_epi64(a[j], a[4 + j])));
         }
     }
 

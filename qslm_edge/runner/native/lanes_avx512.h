@@ -116,8 +116,8 @@ struct Isa {
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
 
-    /* Eight float16 of every row, as floats: out[j] holds number j of every row. */
-    static void halves(const uint8_t *p, ptrdiff_t stride, float *out) {
+    /* Eight float16 of every row, as floats: number j of every row at out + j * out_stride. */
+    static void halves(const uint8_t *p, ptrdiff_t stride, float *out, int out_stride) {
         __m256i a[8], b[8];
         for (int i = 0; i < 8; ++i)
             a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(eight(p + i * stride)), eight(p + (i + 8) * stride), 1);
@@ -131,8 +131,8 @@ struct Isa {
                 a[4 * i + 2 * j + 1] = _mm256_unpackhi_epi32(b[4 * i + j], b[4 * i + 2 + j]);
             }
         for (int j = 0; j < 4; ++j) {
-            store_float(out + 16 * (2 * j), _mm512_cvtph_ps(_mm256_unpacklo_epi64(a[j], a[4 + j])));
-            store_float(out + 16 * (2 * j + 1), _mm512_cvtph_ps(_mm256_unpackhi_epi64(a[j], a[4 + j])));
+            store_float(out + out_stride * (2 * j), _mm512_cvtph_ps(_mm256_unpacklo_epi64(a[j], a[4 + j])));
+            store_float(out + out_stride * (2 * j + 1), _mm512_cvtph_ps(_mm256_unpackhi_epi64(a[j], a[4 + j])));
         }
     }
 

@@ -103,9 +103,9 @@ struct Isa {
         return v;
     }
 
-    static void halves(const uint8_t *p, ptrdiff_t stride, float *out) {
+    static void halves(const uint8_t *p, ptrdiff_t stride, float *out, int out_stride) {
         for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < 8; ++j) out[4 * j + i] = half(p + i * stride + 2 * j);
+            for (int j = 0; j < 8; ++j) out[j * out_stride + i] = half(p + i * stride + 2 * j);
     }
 
     static void widen(const uint8_t *p, float *out) {

@@ -21,7 +21,7 @@ constexpr int L = Isa::kRows, V = Isa::kBytes;
 constexpr int kTileRows = Isa::kTileVectors * L;
 constexpr int kFewTokens = 4;     /* from here on unpacking pays */
 constexpr int kPanelColumns = 256; /* of a tile that is unpacked at a time: it stays in the first cache */
-constexpr int kAhead = 2 * L;      /* rows that memory is asked for in advance */
+constexpr int kAhead = 8192;       /* bytes of codes that memory is asked for in advance */
 typedef Isa::I I;
 typedef Isa::F F;
 
@@ -51,12 +51,9 @@ struct Piece {
 template <int kBits>
 void load_groups(const Matrix &m, int row, int first, int last, int stride, float *scales, int32_t *zeros) {
     if (m.scale_bits == 16) {
-        alignas(64) float turned[8 * L];
-        for (int g = first; g < last; g += 8) {
+        for (int g = first; g < last; g += 8) { /* up to seven more than asked for: there is room */
             const Piece piece(m.scales, m.rows, 2 * m.groups, row, 2 * g);
-            Isa::halves(piece.base, piece.stride, turned);
-            for (int j = 0; j < std::min(8, last - g); ++j)
-                Isa::store_float(scales + (g - first + j) * stride, Isa::load_float(turned + j * L));
+            Isa::halves(piece.base, piece.stride, scales + (g - first) * stride, stride);
         }
     } else {
         for (int g = first; g < last; g += 4) {
@@ -79,6 +76,12 @@ void load_groups(const Matrix &m, int row, int first, int last, int stride, floa
             Isa::store(zeros + (g - first) * stride, Isa::add(zero, Isa::all(-kOffset)));
         }
     }
+}
+
+/* Ask for L rows of a table in advance. */
+inline void fetch(const void *table, int row, int row_bytes) {
+    const uint8_t *p = static_cast<const uint8_t *>(table) + ptrdiff_t(row) * row_bytes;
+    for (int at = 0; at < L * row_bytes; at += 64) __builtin_prefetch(p + at);
 }
 
 template <int kBits, int kPlane = 0> I dot_planes(I acc, I codes, const I *inputs) {
@@ -107,6 +110,29 @@ inline void store_rows(float *out, F sum, int rows) {
     std::memcpy(out, values, sizeof(float) * rows);
 }
 
+/* Sums of `kVectors` vectors of codes of four rows, at `offset` in each, where they have `bytes` more. */
+template <int kBits, int kVectors, bool kHalf>
+inline __attribute__((always_inline)) void dot_rows(const uint8_t *const *rows, int offset, int bytes, const int8_t *inputs,
+                                                    const uint8_t *ahead, I *out) {
+    constexpr int kPlanes = 8 / kBits;
+    I in[kVectors * kPlanes];
+    for (int i = 0; i < kVectors * kPlanes; ++i) in[i] = Isa::load(inputs + i * V);
+    const auto row_sum = [&](int i) {
+        I sum = Isa::zero();
+        for (int j = 0; j < kVectors; ++j) {
+            __builtin_prefetch(ahead + (i * kVectors + j) * V, 0, 2);
+            const I codes = load_codes<kBits>(rows[i] + offset + j * V, bytes - j * V);
+            sum = dot_planes<kBits>(sum, codes, in + j * kPlanes);
+        }
+        return sum;
+    };
+    const I a = row_sum(0), b = row_sum(1), c = row_sum(2), d = row_sum(3);
+    if constexpr (kHalf)
+        Isa::combine_halves(a, b, c, d, out, out + L / 4);
+    else
+        *out = Isa::combine(a, b, c, d);
+}
+
 /* Few tokens: rows `begin` to `end`, L at a time. */
 template <int kBits, int kGroup> void few(const Product &p, int begin, int end, Scratch &scratch) {
     constexpr int kPlanes = 8 / kBits, kBytes = kGroup * kBits / 8;
@@ -114,42 +140,42 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
     constexpr int kGroups = kBytes < V ? V / kBytes : 1;  /* a vector */
     constexpr bool kHalf = kBytes == 8;                   /* two groups in 128 bits */
     constexpr int kParts = kHalf ? 1 : std::min(kBytes, V) / 16;
+    constexpr int kTurned = (kHalf ? 2 : 1) * L / 4, kSpan = kVectors * kPlanes * V;
     const Matrix &m = *p.matrix;
     const Input &input = *p.input;
     const uint8_t *codes = static_cast<const uint8_t *>(m.codes);
     const ptrdiff_t input_stride = codes_stride(m);
+    const int whole = m.row_bytes / (kVectors * V) * (kVectors * V);
     float *scales = scratch.scales.data();
     int32_t *zeros = scratch.zeros.data();
+    I *turned = reinterpret_cast<I *>(scratch.codes.data());
     for (int row = begin; row < end; row += L) {
         load_groups<kBits>(m, row, 0, m.groups, L, scales, zeros);
-        const uint8_t *rows[L];
-        for (int i = 0; i < L; ++i) rows[i] = codes + ptrdiff_t(std::min(row + i, m.rows - 1)) * m.row_bytes;
+        const auto at_row = [&](int i) { return codes + ptrdiff_t(std::min(row + i, m.rows - 1)) * m.row_bytes; };
+        fetch(m.scales, row + 2 * L, m.groups * m.scale_bits / 8);
+        if (m.zeros != nullptr) fetch(m.zeros, row + 2 * L, m.zero_bytes);
         for (int token = 0; token < p.tokens; ++token) {
             const int8_t *inputs = input.codes.data() + token * input_stride;
-            F sum = Isa::all_float(0);
-            for (int vector = 0, g = 0; vector < m.vectors; vector += kVectors, g += kGroups) {
-                const int offset = vector * V, bytes = m.row_bytes - offset;
-                I in[kVectors * kPlanes];
-                for (int i = 0; i < kVectors * kPlanes; ++i) in[i] = Isa::load(inputs + (vector * kPlanes + i) * V);
-                I quads[2][L / 4];
-                for (int quad = 0; quad < L / 4; ++quad) {
-                    I sums[4];
-                    for (int i = 0; i < 4; ++i) {
-                        const uint8_t *at = rows[4 * quad + i] + offset;
-                        sums[i] = Isa::zero();
-                        for (int j = 0; j < kVectors; ++j) {
-                            __builtin_prefetch(at + j * V + kAhead * m.row_bytes);
-                            sums[i] = dot_planes<kBits>(sums[i], load_codes<kBits>(at + j * V, bytes - j * V), in + j * kPlanes);
-                        }
-                    }
-                    if constexpr (kHalf)
-                        Isa::combine_halves(sums[0], sums[1], sums[2], sums[3], &quads[0][quad], &quads[1][quad]);
-                    else
-                        quads[0][quad] = Isa::combine(sums[0], sums[1], sums[2], sums[3]);
+            const uint8_t *ahead = at_row(0) + kAhead;
+            /* four rows at a time from end to end, so that memory is read in order */
+            for (int quad = 0; quad < L / 4; ++quad) {
+                const uint8_t *const from[4] = {at_row(4 * quad), at_row(4 * quad + 1), at_row(4 * quad + 2),
+                                                at_row(4 * quad + 3)};
+                I *out = turned + quad;
+                const int8_t *in = inputs;
+                for (int offset = 0; offset < whole; offset += kVectors * V, in += kSpan, ahead += 4 * kVectors * V) {
+                    dot_rows<kBits, kVectors, kHalf>(from, offset, kVectors * V, in, ahead, out);
+                    out += kTurned;
                 }
+                if (whole < m.row_bytes)
+                    dot_rows<kBits, kVectors, kHalf>(from, whole, m.row_bytes - whole, in, ahead, out);
+            }
+            F sum = Isa::all_float(0);
+            const I *in = turned;
+            for (int g = 0; g < m.groups; g += kGroups, in += kTurned) {
                 I groups[2][kHalf ? kGroups / 2 : kGroups];
-                Isa::spread<kParts>(quads[0], groups[0]);
-                if constexpr (kHalf) Isa::spread<kParts>(quads[1], groups[1]);
+                Isa::spread<kParts>(in, groups[0]);
+                if constexpr (kHalf) Isa::spread<kParts>(in + L / 4, groups[1]);
                 for (int j = 0; j < kGroups && g + j < m.groups; ++j) {
                     const I dots = kHalf ? groups[j % 2][j / 2] : groups[0][j];
                     sum = add_group(sum, dots, Isa::load(zeros + (g + j) * L), Isa::load_float(scales + (g + j) * L),
@@ -287,10 +313,10 @@ int vectors(int row_bytes) { return (row_bytes + V - 1) / V; }
 const char *name() { return Isa::kName; }
 
 void reserve(const Matrix &m, int tokens, Scratch &scratch) {
-    const size_t few_words = size_t(m.groups) * L, tile_words = size_t(V / 8 + kPanelColumns / 32 + 1) * kTileRows;
+    const size_t few_words = size_t(m.groups + 7) * L, tile_words = size_t(V / 8 + kPanelColumns / 32 + 8) * kTileRows;
     scratch.scales.reserve(std::max(few_words, tile_words));
     scratch.zeros.reserve(std::max(few_words, tile_words));
-    scratch.codes.reserve(size_t(kTileRows) * std::max(2 * kPanelColumns, 2 * 4 * V));
+    scratch.codes.reserve(std::max(size_t(kTileRows) * 2 * kPanelColumns, size_t(m.vectors) * V * L / 2));
     scratch.sums.reserve(size_t(kTileRows) * tokens);
 }
 

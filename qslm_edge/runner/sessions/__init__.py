@@ -16,13 +16,16 @@ ENGINES = tuple(_CLASSES)
 
 
 def check_engine(name: str) -> None:
-    """Refuse an engine that does not exist.
+    """Refuse an engine that does not exist, and make one ready that must be compiled first.
 
     Raises:
         UsageError: with those that do.
+        RuntimeFault: no compiler, or it fails.
     """
     if name not in ENGINES:
         raise UsageError("unknown engine", where="--engine", found=name, allowed=", ".join(ENGINES))
+    if name != ONNXRUNTIME:
+        _CLASSES[name].load_library()
 
 
 def load_library(options: SessionOptions) -> None:

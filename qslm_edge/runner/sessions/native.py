@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from contextlib import suppress
 from ctypes import c_void_p
 from functools import lru_cache
 from typing import Any
@@ -93,7 +94,9 @@ class NativeSession(Session):
     def pooled(self, tokens: Array, state: NativeState, mask: Array) -> tuple[Array, Array, NativeState]:
         given = np.ascontiguousarray(mask, np.float32)
         if given.shape != tokens.shape:
-            raise RuntimeFault("mask of another shape than the tokens", found=given.shape, allowed=tokens.shape)
+            raise RuntimeFault(
+                "mask of another shape than the tokens", found=given.shape, allowed=tokens.shape
+            )
         out = np.empty((state.batch, self._channels), np.float32)
         after = self._run(tokens, state, given, 0, out)
         return out, given.sum(0), after
@@ -127,7 +130,9 @@ class NativeSession(Session):
         shape = (N_STATE * self._n_layer, state.batch, self._channels)
         given = np.ascontiguousarray(values, np.float32)
         if given.shape != shape:
-            raise RuntimeFault("state of another model or batch", found=list(given.shape), allowed=list(shape))
+            raise RuntimeFault(
+                "state of another model or batch", found=list(given.shape), allowed=list(shape)
+            )
         self._library.call("qslm_state_write", state.handle, given.ctypes.data)
 
     def describe(self) -> dict[str, object]:
@@ -157,8 +162,23 @@ class _Weights:
         if TENSORS in bundle.file_bytes or not bundle.file(TENSORS).exists():
             self.table: TensorTable = read_tensors(bundle.file(TENSORS), len(self._bytes))
         else:  # a file that the manifest has no digest for is never used
-            raise RuntimeFault("the manifest does not name the table of the weights", where=bundle.file(TENSORS))
+            raise RuntimeFault(
+                "the manifest does not name the table of the weights", where=bundle.file(TENSORS)
+            )
         self._layers: Any = None
+        self._bring_in()
+
+    def _bring_in(self) -> None:
+        """Map the pages of all but the embedding at once, where the system can: each fault costs more than reading it.
+
+        Of the embedding only the rows in use are ever touched.
+        """
+        begin = min(
+            (t.offset for name, t in self.table.tensors.items() if not name.startswith("emb")), default=0
+        )
+        begin -= begin % mmap.PAGESIZE
+        with suppress(OSError):
+            self._map.madvise(_POPULATE_READ, begin, len(self._bytes) - begin)
 
     def spec(self, bundle: Bundle, threads: int) -> Spec:
         """The whole model, every shape held against the manifest.
