@@ -2,7 +2,8 @@
 
 Random 4-bit weights of the shape of SpikeGPT-216M go packed into the engine and, as the very same values in float16,
 into torch: eager, eager in a CUDA graph, compiled and captured in a CUDA graph. All of them leave logits on the GPU and
-are waited for after every token. Energy is the counter of NVML over --seconds. Ratios are printed; JSON with --output.
+are waited for after every token. Energy is the counter of NVML over --seconds. Ratios are printed as they come; JSON
+with --output. torch.compile takes a minute or more for each number of streams. Exit code 4 where there is no GPU.
 
     .venv/bin/python benchmarks/bench_gpu.py --output gpu.json       # needs an NVIDIA GPU, nvcc and torch with CUDA
 """
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch_spikegpt import P_INIT, TorchModel, captured
 
 from qslm_edge.errors import QslmError, RuntimeFault
 from qslm_edge.runner.native.build import build
 from qslm_edge.runner.native.interface import ABI, Layer, Library, Matrix, Spec
 
+OURS = "native-cuda"
 GAIN = 1.6
 BITS, GROUP = 4, 64
 SPREAD = 4.6
 """Standard deviation of a random 4-bit code."""
-P_INIT = -1e38
 WARM_UP, RUNS = 30, 200
 MATRICES = (
     *(("att_key", "cc"), ("att_value", "cc"), ("att_receptance", "cc"), ("att_output", "cc")),
@@ -89,11 +92,21 @@ class Model:
         self.embedding = Packed(rng, vocabulary, channels, planar=True)
         self.head = Packed(rng, vocabulary, channels)
         self.matrices = [
-            {name: Packed(rng, size[shape[0]], size[shape[1]]) for name, shape in MATRICES} for _ in range(layers)
+            {name: Packed(rng, size[shape[0]], size[shape[1]]) for name, shape in MATRICES}
+            for _ in range(layers)
         ]
-        self.mixes: list[NDArray[np.float32]] = [
-            rng.random((5, channels), np.float32) for _ in range(layers)
-        ]
+        self.mixes: list[NDArray[np.float32]] = [rng.random((5, channels), np.float32) for _ in range(layers)]
+
+    def in_torch(self) -> TorchModel:
+        """The same in torch, on the GPU."""
+
+        def vector(values: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(values).cuda()
+
+        matrices = [{name: m.values() for name, m in layer.items()} for layer in self.matrices]
+        mixes = [vector(mix) for mix in self.mixes]
+        embedding, head = self.embedding.values(), self.head.values()
+        return TorchModel(embedding, head, matrices, mixes, vector(self.first), vector(self.decay))
 
     def spec(self) -> tuple[Spec, Any]:
         """What the engine is told, and what must live as long."""
@@ -130,8 +143,33 @@ class Model:
         return spec, layers
 
 
+class EngineStep:
+    """One token of some streams in the engine; logits stay on the GPU.
+
+    Args:
+        library: the engine.
+        model: opened in it.
+        tokens: ids, one a stream, the same at every call.
+        vocabulary: size of the logits.
+    """
+
+    def __init__(self, library: Library, model: ctypes.c_void_p, tokens: Tensor, vocabulary: int) -> None:
+        self._library, self._model, self._state = library, model, ctypes.c_void_p()
+        library.call("qslm_state_new", model, len(tokens), ctypes.byref(self._state))
+        self._ids = tokens.cpu().numpy()
+        self.logits = torch.empty(len(tokens), vocabulary, device="cuda")
+
+    def __call__(self) -> None:
+        ids, out = self._ids.ctypes.data, self.logits.data_ptr()
+        self._library.call("qslm_run", self._model, self._state, ids, 1, None, 1, out)
+
+    def close(self) -> None:
+        """Free the state."""
+        self._library.free_state(self._state)
+
+
 class Engine:
-    """The native engine over a model, as a step that leaves logits on the GPU."""
+    """The native engine over a model."""
 
     def __init__(self, model: Model) -> None:
         self.library = Library(build(cuda=True).path)
@@ -139,92 +177,9 @@ class Engine:
         self._model, self._vocabulary = ctypes.c_void_p(), model.vocabulary
         self.library.call("qslm_open", ctypes.byref(spec), ctypes.byref(self._model))
 
-    def step(self, tokens: Tensor) -> tuple[Callable[[], None], Tensor]:
-        batch = len(tokens)
-        state = ctypes.c_void_p()
-        self.library.call("qslm_state_new", self._model, batch, ctypes.byref(state))
-        ids, logits = tokens.cpu().numpy().copy(), torch.empty(batch, self._vocabulary, device="cuda")
-        place, out = ids.ctypes.data, logits.data_ptr()
-
-        def run(_: Any = ids) -> None:  # the ids live as long as the step
-            self.library.call("qslm_run", self._model, state, place, 1, None, 1, out)
-
-        return run, logits
-
-
-class TorchModel:
-    """The same model in torch: float16 matrices, float32 state and elementwise operations, state in place."""
-
-    def __init__(self, model: Model) -> None:
-        def vector(values: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(values).cuda()
-
-        self.channels = model.channels
-        self.embedding, self.head = model.embedding.values(), model.head.values()
-        self.matrices = [{name: m.values() for name, m in layer.items()} for layer in model.matrices]
-        self.mixes = [vector(mix) for mix in model.mixes]
-        self.first, self.decay = vector(model.first), vector(model.decay)
-
-    def state(self, batch: int) -> Tensor:
-        state = torch.zeros(len(self.matrices), 7, batch, self.channels, device="cuda")
-        state[:, 4] = P_INIT
-        return state
-
-    def forward(self, tokens: Tensor, state: Tensor) -> Tensor:
-        """Logits of one token a stream; the state [L, 7, B, C] is moved on in place."""
-
-        def product(x: Tensor, weight: Tensor) -> Tensor:
-            return F.linear(x.half(), weight).float()
-
-        def norm(x: Tensor) -> Tensor:
-            return F.layer_norm(x, (self.channels,))
-
-        def spikes(current: Tensor, membrane: Tensor) -> Tensor:
-            u = membrane + (current - membrane) * 0.5
-            fired = u >= 1
-            membrane.copy_(torch.where(fired, 0.0, u))
-            return fired.float()
-
-        x = norm(F.embedding(tokens, self.embedding).float())
-        for layer, (w, mix) in enumerate(zip(self.matrices, self.mixes, strict=True)):
-            att_x, ffn_x, a, b, p, v1, v2 = state[layer]
-            h = norm(x)
-            k, v, r = (
-                product(h * mix[i] + att_x * (1 - mix[i]), w[name])
-                for i, name in enumerate(("att_key", "att_value", "att_receptance"))
-            )
-            att_x.copy_(h)
-            uk = k + self.first
-            q = torch.maximum(p, uk)
-            e1, e2 = torch.exp(p - q), torch.exp(uk - q)
-            y = (e1 * a + e2 * v) / (e1 * b + e2)
-            pw = p + self.decay
-            q = torch.maximum(pw, k)
-            e1, e2 = torch.exp(pw - q), torch.exp(k - q)
-            a.copy_(e1 * a + e2 * v)
-            b.copy_(e1 * b + e2)
-            p.copy_(q)
-            x = x + spikes(product(torch.sigmoid(r) * y, w["att_output"]), v1)
-            h = norm(x)
-            hidden = product(h * mix[3] + ffn_x * (1 - mix[3]), w["ffn_key"])
-            gate = torch.sigmoid(product(h * mix[4] + ffn_x * (1 - mix[4]), w["ffn_receptance"]))
-            ffn_x.copy_(h)
-            x = x + spikes(gate * product(torch.relu(hidden).square(), w["ffn_value"]), v2)
-        return F.linear(norm(x).half(), self.head)
-
-
-def captured(forward: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, state: Tensor) -> Callable[[], None]:
-    """The step as a CUDA graph, after a warm-up on a stream of its own as torch asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward(tokens, state)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward(tokens, state)
-    return lambda: graph.replay()
+    def step(self, tokens: Tensor) -> EngineStep:
+        """A step of streams that have seen nothing."""
+        return EngineStep(self.library, self._model, tokens, self._vocabulary)
 
 
 def energy_counter() -> Callable[[], float]:
@@ -236,7 +191,9 @@ def energy_counter() -> Callable[[], float]:
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
 
 
-def measure(step: Callable[[], None], batch: int, seconds: float, joules: Callable[[], float]) -> dict[str, float]:
+def measure(
+    step: Callable[[], None], batch: int, seconds: float, joules: Callable[[], float]
+) -> dict[str, float]:
     """Median time of a step that is waited for, and energy over some seconds of them."""
 
     def waited() -> None:
@@ -263,7 +220,9 @@ def measure(step: Callable[[], None], batch: int, seconds: float, joules: Callab
     }
 
 
-def peers(model: TorchModel, tokens: Tensor, compile_too: bool) -> dict[str, Callable[[], Callable[[], None]]]:
+def peers(
+    model: TorchModel, tokens: Tensor, compile_too: bool
+) -> dict[str, Callable[[], Callable[[], None]]]:
     """Steps of torch by name, each made when it is asked for."""
 
     def eager() -> Callable[[], None]:
@@ -281,26 +240,51 @@ def peers(model: TorchModel, tokens: Tensor, compile_too: bool) -> dict[str, Cal
     return {**found, "torch.compile in a CUDA graph": compiled} if compile_too else found
 
 
+def compared(found: dict[str, float], ours: dict[str, float] | None) -> dict[str, float]:
+    """The figures with their ratios to the engine's; ours is None for the engine itself."""
+    base = ours or found
+    return {**found, **{f"{key}_ratio": found[key] / base[key] for key in ("step_s", "energy_j_per_token")}}
+
+
+def print_row(name: str, found: dict[str, float]) -> None:
+    """One line."""
+    print(
+        f"  {name:30} {found['step_s'] * 1e3:8.3f} ms/step {found['tokens_per_s']:10.0f} tokens/s"
+        f" {found['energy_j_per_token'] * 1e3:9.3f} mJ/token {found['power_w']:5.0f} W"
+        f"   {found['step_s_ratio']:6.2f} × time {found['energy_j_per_token_ratio']:6.2f} × energy",
+        flush=True,
+    )
+
+
+def keep(step: EngineStep) -> Callable[[], None]:
+    """The step as it is."""
+    return step
+
+
 def void(_: object) -> None:
     """Drop a result."""
 
 
 def agreement(engine: Engine, torch_model: TorchModel, tokens: Tensor) -> float:
     """Mean KL divergence of the first token's distribution, torch to engine, in nats: the same model?"""
-    run, logits = engine.step(tokens)
-    run()
+    step = engine.step(tokens)
+    step()
     expected = torch_model.forward(tokens, torch_model.state(len(tokens))).float().log_softmax(-1)
-    return float(F.kl_div(logits.log_softmax(-1), expected, log_target=True, reduction="batchmean"))
+    found = float(F.kl_div(step.logits.log_softmax(-1), expected, log_target=True, reduction="batchmean"))
+    step.close()
+    return found
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, printed as it comes."""
     if not torch.cuda.is_available():
         raise RuntimeFault(
-            "no NVIDIA GPU for torch", found=f"torch {torch.__version__}", hint="run it on a GPU with torch for CUDA"
+            "no NVIDIA GPU for torch",
+            found=f"torch {torch.__version__}",
+            hint="run it on a GPU with torch for CUDA",
         )
     joules, model = energy_counter(), Model(options.layers, options.channels, options.vocabulary)
-    engine, torch_model = Engine(model), TorchModel(model)
+    engine, torch_model = Engine(model), model.in_torch()
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -314,18 +298,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with torch.inference_mode():
             rows: dict[str, Any] = {"kl_nats": agreement(engine, torch_model, tokens)}
             print(f"\n{batch} streams; first token agrees to {rows['kl_nats']:.1e} nats")
-            ours = measure(engine.step(tokens)[0], batch, options.seconds, joules)
-            steps = {"native-cuda": ours}
-            for name, make in peers(torch_model, tokens, not options.skip_compile).items():
-                steps[name] = measure(make(), batch, options.seconds, joules)
-        for name, found in steps.items():
-            found["time_ratio"] = found["step_s"] / ours["step_s"]
-            found["energy_ratio"] = found["energy_j_per_token"] / ours["energy_j_per_token"]
-            print(
-                f"  {name:30} {found['step_s'] * 1e3:8.3f} ms/step {found['tokens_per_s']:10.0f} tokens/s"
-                f" {found['energy_j_per_token'] * 1e3:9.3f} mJ/token {found['power_w']:5.0f} W"
-                f"   {found['time_ratio']:6.2f} × time {found['energy_ratio']:6.2f} × energy"
-            )
+            steps: dict[str, dict[str, float]] = {}
+            ours = engine.step(tokens)
+            makers: dict[str, Callable[[], Callable[[], None]]] = {OURS: partial(keep, ours)}
+            makers |= peers(torch_model, tokens, not options.skip_compile)
+            for name, make in makers.items():
+                steps[name] = compared(measure(make(), batch, options.seconds, joules), steps.get(OURS))
+                print_row(name, steps[name])
+            ours.close()
         result["batches"][str(batch)] = {**rows, "steps": steps}
     return result
 
@@ -336,8 +316,12 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50277)
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of an energy measurement (5 or more)")
-    parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out: it takes a minute")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="length of an energy measurement (5 or more)"
+    )
+    parser.add_argument(
+        "--skip-compile", action="store_true", help="leave torch.compile out: it takes a minute"
+    )
     parser.add_argument("--output", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
     try:

@@ -17,6 +17,10 @@
 #include "qslm.h"
 #pragma GCC visibility pop
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "this engine needs an NVIDIA GPU of compute capability 8.0 or newer, and found none to build for"
+#endif
+
 namespace qslm {
 
 struct Failure {
@@ -44,7 +48,10 @@ inline void require(bool holds, const std::string &line) {
 }
 
 constexpr size_t MIB = size_t(1) << 20;
-constexpr size_t SPARE_BYTES = 32 * MIB; // left to the driver: allocations that take the last page fail later, elsewhere
+constexpr size_t SPARE_BYTES = 32 * MIB; // left to the driver: what takes the last page fails later, elsewhere
+
+/* Waits for copies and fills: they may still be under way when their call returns, and kernels run on other streams. */
+inline void settle(const char *what) { check(cudaStreamSynchronize(cudaStreamLegacy), what); }
 
 /* Memory of the device (zeroed) or pinned memory of the host, freed with its owner. */
 class Memory {
@@ -73,6 +80,7 @@ class Memory {
         check(cudaMalloc(&memory.data_, bytes ? bytes : 1), what);
         memory.bytes_ = bytes;
         check(cudaMemset(memory.data_, 0, bytes ? bytes : 1), what);
+        settle(what);
         return memory;
     }
 
@@ -87,6 +95,7 @@ class Memory {
     static Memory copy_of(const void *host, size_t bytes, const char *what) {
         Memory memory = device(bytes, what);
         check(cudaMemcpy(memory.data_, host, bytes, cudaMemcpyHostToDevice), what);
+        settle(what);
         return memory;
     }
 

@@ -82,7 +82,8 @@ __device__ __forceinline__ const Job &job_of(const Jobs &jobs, int tiles_a_block
 }
 
 /* Products of many rows; grid: blocks of units of all jobs, blocks of rows. */
-template <class S> __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) products(const __grid_constant__ Jobs jobs) {
+template <class S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) products(const __grid_constant__ Jobs jobs) {
     constexpr int STRIDE = spill_stride(S::UNITS);
     extern __shared__ __align__(SHARED_ALIGNMENT) float shares[]; // windows of inputs before
     const int warp = threadIdx.x / 32, part = warp % S::WS, along_units = warp / S::WS;
@@ -184,7 +185,10 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_few(const __grid_
     const size_t at = size_t(row) * channels + c;
     const Average &average = args.average;
     float a = 0.f, b = 0.f, p = 0.f, first = 0.f, decay = 0.f;
-    if (owner) a = average.a[at], b = average.b[at], p = average.p[at], first = average.first[c], decay = average.decay[c];
+    if (owner) {
+        a = average.a[at], b = average.b[at], p = average.p[at];
+        first = average.first[c], decay = average.decay[c];
+    }
     float acc[1][4];
     clear(acc);
     multiply_few(matrix, tile, part, ATTENTION_SPLIT,
@@ -219,7 +223,8 @@ template <int SPLIT> __host__ __device__ constexpr int normed_shares() {
     return SPLIT > 1 ? NORMED_WARPS * FEW_ROWS * spill_stride(TILE_ROWS) : 0;
 }
 
-template <int MIXES, int SPLIT> __global__ void __launch_bounds__(NORMED_THREADS) normed(const __grid_constant__ Normed args) {
+template <int MIXES, int SPLIT>
+__global__ void __launch_bounds__(NORMED_THREADS) normed(const __grid_constant__ Normed args) {
     constexpr int TILES = NORMED_WARPS / SPLIT, STRIDE = spill_stride(16);
     extern __shared__ __align__(SHARED_ALIGNMENT) float shares[]; // then scratch of the norm, then inputs
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp % SPLIT, rows = args.jobs.rows;

@@ -91,18 +91,17 @@ struct Stream {
     ~Stream() { cudaStreamDestroy(stream); }
 };
 
+struct Event {
+    cudaEvent_t event = nullptr;
+    Event() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event"); }
+    Event(const Event &) = delete;
+    ~Event() { cudaEventDestroy(event); }
+};
+
 /* Pinned memory that results pass through on their way to memory which the driver cannot reach by itself. */
 struct Staging {
     Memory memory[2];
-    cudaEvent_t ready[2] = {nullptr, nullptr};
-    Staging() {
-        for (cudaEvent_t &event : ready)
-            check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
-    }
-    Staging(const Staging &) = delete;
-    ~Staging() {
-        for (cudaEvent_t event : ready) cudaEventDestroy(event);
-    }
+    Event ready[2];
     void *reserve(int i, size_t bytes) {
         if (memory[i].bytes() < bytes) memory[i] = Memory::pinned(bytes, "buffers");
         return memory[i].as<void>();
@@ -113,8 +112,9 @@ struct Staging {
 
 struct qslm_model {
     qslm::Sizes sizes;
-    qslm::Stream stream;
-    qslm::Launcher launch;
+    qslm::Stream stream, side; // side: half of the streams of a large step
+    qslm::Event fork, join;
+    qslm::Launcher launch, launch_aside;
     int shared_limit; // bytes of shared memory that a block can have
     qslm::Memory ends; // ln0, ln_out
     const float *ln0_weight, *ln0_bias, *ln_out_weight, *ln_out_bias;
@@ -175,6 +175,7 @@ inline qslm_model::qslm_model(const qslm_spec &spec) {
     check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
     check(cudaDriverGetVersion(&driver), "driver");
     launch.overlap = major >= 9 && driver >= PROGRAMMATIC_LAUNCH && CUDART_VERSION >= PROGRAMMATIC_LAUNCH;
+    launch_aside = launch, launch_aside.stream = side.stream;
 
     std::vector<float> host;
     for (const float *vector : {spec.ln0_weight, spec.ln0_bias, spec.ln_out_weight, spec.ln_out_bias})

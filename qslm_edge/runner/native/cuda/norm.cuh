@@ -123,7 +123,8 @@ __device__ __forceinline__ void norm_inputs(const Norm &norm, const float *x, in
     for (int row = 0; row < rows; ++row) {
         const float *values = x + size_t(row) * channels;
         float2 all = {0.f, 0.f};
-        for (int warp = 0; warp < warps; ++warp) all.x += sums[row * warps + warp].x, all.y += sums[row * warps + warp].y;
+        for (int warp = 0; warp < warps; ++warp)
+            all.x += sums[row * warps + warp].x, all.y += sums[row * warps + warp].y;
         const Statistics s = statistics_of(all.x, all.y, values[0], channels);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {

@@ -37,7 +37,7 @@ template <int BITS> __device__ __forceinline__ unsigned zero_point(unsigned reco
 
 __device__ __forceinline__ float scale_of(unsigned record) { return __uint_as_float(record & 0xffff0000u); }
 
-/* Operand A of product `step` of a chunk: bits of the codes become float16 64 + q (or 1024 + q), less the zero point. */
+/* Operand A of product `step` of a chunk: bits of codes become float16 64 + q (or 1024 + q), less the zero point. */
 template <int BITS>
 __device__ __forceinline__ void operand(unsigned (&a)[4], const uint4 *codes, int step, unsigned zero_low,
                                         unsigned zero_high) {
@@ -89,6 +89,7 @@ template <int NT_, int WR_, int WS_, int BLOCKS_ = 1> struct Shape {
     static constexpr size_t SHARED_BYTES = STAGES * STAGE * sizeof(__half) > SUMS * sizeof(float)
                                                ? STAGES * STAGE * sizeof(__half)
                                                : SUMS * sizeof(float);
+    static_assert(ROWS % (THREADS / (WINDOW / 8)) == 0, "a window is copied in whole passes of the block");
 };
 
 __device__ __forceinline__ void copy_ahead(__half *to, const __half *from) {
@@ -110,6 +111,7 @@ template <int BITS, class S, class Ready>
 __device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, const Inputs &in, __half *stages,
                                          float (&acc)[S::NT][4], Ready ready) {
     constexpr int NT = S::NT, PAIRS = SHARE / PAIR, VECTORS = SHARE / chunk_columns(BITS) * chunk_vectors(BITS);
+    constexpr int TOGETHER = NT < 4 ? NT : 4;
     constexpr int STEPS_A_VECTOR = 2 * PAIRS / VECTORS > 0 ? 2 * PAIRS / VECTORS : 1; // products of tensor cores
     const int lane = threadIdx.x % 32, mask = (1 << m.group_shift) - 1;
     const int shares = m.chunks * chunk_columns(BITS) / SHARE, windows = (shares + S::WS - 1) / S::WS;
@@ -125,7 +127,8 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, co
         if (BITS < 16) {
 #pragma unroll
             for (int p = 0; p < PAIRS; ++p)
-                if (p == 0 || (p & mask) == 0) record_ahead[p] = __ldg(records + ((share * PAIRS + p) >> m.group_shift) * 8);
+                if (p == 0 || (p & mask) == 0)
+                    record_ahead[p] = __ldg(records + ((share * PAIRS + p) >> m.group_shift) * 8);
                 else record_ahead[p] = record_ahead[p - 1];
         }
     };
@@ -158,32 +161,39 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, co
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) record[p] = record_ahead[p];
         if (window + 1 < windows) fetch(window + 1);
-        if (window * S::WS + part >= shares) break; // nothing is left for this warp; nor for the block, after this window
+        if (window * S::WS + part >= shares) break; // the last window has nothing for this warp
         const __half *x = stages + window % S::STAGES * S::STAGE + lane / 4 * S::STRIDE + lane % 4 * 8 + part * SHARE;
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p) {
-            uint4 inputs[NT];
-#pragma unroll
-            for (int j = 0; j < NT; ++j) inputs[j] = *reinterpret_cast<const uint4 *>(x + j * 8 * S::STRIDE + p * PAIR);
-            unsigned low = 0, high = 0, a[4];
+            unsigned low = 0, high = 0, a[2][4];
             if (BITS < 16) low = zero_point<BITS>(record[p].x), high = zero_point<BITS>(record[p].y);
-            float sums[NT][4]; // of codes; a pair lies within a group
-            clear(sums);
+            const float low_scale = scale_of(record[p].x), high_scale = scale_of(record[p].y);
 #pragma unroll
             for (int s = 0; s < 2; ++s) {
                 const int step = 2 * p + s;
-                operand<BITS>(a, now + step / STEPS_A_VECTOR, step % STEPS_A_VECTOR, low, high);
-#pragma unroll
-                for (int j = 0; j < NT; ++j)
-                    mma(BITS == 16 ? acc[j] : sums[j], a, s ? inputs[j].z : inputs[j].x,
-                        s ? inputs[j].w : inputs[j].y);
+                operand<BITS>(a[s], now + step / STEPS_A_VECTOR, step % STEPS_A_VECTOR, low, high);
             }
-            if (BITS == 16) continue;
-            const float low_scale = scale_of(record[p].x), high_scale = scale_of(record[p].y);
 #pragma unroll
-            for (int j = 0; j < NT; ++j) {
+            for (int from = 0; from < NT; from += TOGETHER) { // as many at once as registers hold
+                asm volatile("" ::: "memory");               // and no inputs before their time
+                uint4 inputs[TOGETHER];
+                float sums[TOGETHER][4]; // of codes; a pair lies within a group
+                clear(sums);
 #pragma unroll
-                for (int e = 0; e < 4; ++e) acc[j][e] += sums[j][e] * (e < 2 ? low_scale : high_scale);
+                for (int j = 0; j < TOGETHER; ++j)
+                    inputs[j] = *reinterpret_cast<const uint4 *>(x + (from + j) * 8 * S::STRIDE + p * PAIR);
+#pragma unroll
+                for (int j = 0; j < TOGETHER; ++j)
+                    mma(BITS == 16 ? acc[from + j] : sums[j], a[0], inputs[j].x, inputs[j].y);
+#pragma unroll
+                for (int j = 0; j < TOGETHER; ++j)
+                    mma(BITS == 16 ? acc[from + j] : sums[j], a[1], inputs[j].z, inputs[j].w);
+                if (BITS < 16) {
+#pragma unroll
+                    for (int j = 0; j < TOGETHER; ++j)
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) acc[from + j][e] += sums[j][e] * (e < 2 ? low_scale : high_scale);
+                }
             }
         }
     }

@@ -48,7 +48,7 @@ class Delivery {
             return;
         }
         check(cudaMemcpyAsync(m_.staging.reserve(turn_, bytes), from, bytes, cudaMemcpyDeviceToHost, stream), "result");
-        check(cudaEventRecord(m_.staging.ready[turn_], stream), "result");
+        check(cudaEventRecord(m_.staging.ready[turn_].event, stream), "result");
         settle();
         pending_ = floats, turn_ ^= 1;
     }
@@ -61,7 +61,7 @@ class Delivery {
   private:
     void settle() { // the piece before
         if (!pending_) return;
-        check(cudaEventSynchronize(m_.staging.ready[turn_ ^ 1]), "computing");
+        check(cudaEventSynchronize(m_.staging.ready[turn_ ^ 1].event), "computing");
         std::memcpy(out_ + done_, m_.staging.memory[turn_ ^ 1].as<void>(), pending_ * sizeof(float));
         done_ += pending_, pending_ = 0;
     }
@@ -72,13 +72,25 @@ class Delivery {
     int turn_ = 0;
 };
 
+constexpr int TWO_HALVES = 192; // streams from which on a step is two chains of kernels: 1.19 times as fast at 256
+
 /* A step of one token with all its logits in one piece, as a graph from the second time on. */
 inline void step(qslm_model &m, qslm_state &s) {
     cudaStream_t stream = m.stream.stream;
-    auto work = [&] {
-        Forward forward(m, s, s.step, 1);
+    auto streams = [&](const Launcher &launch, int first, int count) {
+        Forward forward(m, s, s.step, launch, 1, first, count);
         forward.layers();
-        forward.head(0, s.batch);
+        forward.head(0, count);
+    };
+    auto work = [&] {
+        if (s.batch < TWO_HALVES) return streams(m.launch, 0, s.batch);
+        const int half = s.batch / 2; // kernels of one half fill the gaps between those of the other
+        check(cudaEventRecord(m.fork.event, stream), "fork");
+        check(cudaStreamWaitEvent(m.side.stream, m.fork.event, 0), "fork");
+        streams(m.launch, 0, half);
+        streams(m.launch_aside, half, s.batch - half);
+        check(cudaEventRecord(m.join.event, m.side.stream), "join");
+        check(cudaStreamWaitEvent(stream, m.join.event, 0), "join");
     };
     if (!s.stepped) { // kernels are loaded when they first run, which a capture cannot do
         work();
@@ -129,7 +141,7 @@ inline void run(qslm_model &m, qslm_state &s, const int64_t *tokens, int n_token
             check(cudaMemcpyAsync(w.mask.as<void>(), mask + size_t(begin) * batch, rows * sizeof(float),
                                   cudaMemcpyDefault, stream),
                   "mask");
-        Forward forward(m, s, w, count);
+        Forward forward(m, s, w, m.launch, count, 0, batch);
         forward.layers();
         if (z.classifier) {
             forward.pooled();
@@ -184,6 +196,7 @@ int qslm_state_new(qslm_model *model, int32_t batch, qslm_state **state, char *e
             qslm::check(cudaMemcpy(made->part(i, qslm::WKV_P), start.data(), start.size() * sizeof(float),
                                    cudaMemcpyHostToDevice),
                         "state");
+        qslm::settle("state");
         *state = made.release();
     });
 }
@@ -194,6 +207,7 @@ int qslm_state_read(const qslm_state *state, float *out, char *error, size_t err
     return qslm::guarded(error, error_bytes, [&] {
         qslm::require(state && out, "no state");
         qslm::check(cudaMemcpy(out, state->parts.as<void>(), state->parts.bytes(), cudaMemcpyDefault), "state");
+        qslm::settle("state");
     });
 }
 
@@ -201,6 +215,7 @@ int qslm_state_write(qslm_state *state, const float *in, char *error, size_t err
     return qslm::guarded(error, error_bytes, [&] {
         qslm::require(state && in, "no state");
         qslm::check(cudaMemcpy(state->parts.as<void>(), in, state->parts.bytes(), cudaMemcpyDefault), "state");
+        qslm::settle("state");
     });
 }
 
@@ -212,11 +227,10 @@ int qslm_run(qslm_model *model, qslm_state *state, const int64_t *tokens, int32_
         require(state->model == model, "the state is of another model");
         const qslm::Sizes &sizes = model->sizes;
         require(sizes.classifier ? mask != nullptr : last >= 1 && last <= n_tokens,
-                sizes.classifier ? "a classifier needs a mask" : "logits of 1 to n_tokens last tokens can be asked for");
+                sizes.classifier ? "a classifier needs a mask" : "logits are of 1 to n_tokens last tokens");
         for (size_t i = 0; i < size_t(n_tokens) * state->batch; ++i)
             require(tokens[i] >= 0 && tokens[i] < sizes.vocabulary,
-                    "token id " + std::to_string(tokens[i]) + " outside the vocabulary of " +
-                        std::to_string(sizes.vocabulary));
+                    "a token id that the vocabulary does not hold: " + std::to_string(tokens[i]));
         qslm::run(*model, *state, tokens, n_tokens, mask, last, out);
     });
 }
