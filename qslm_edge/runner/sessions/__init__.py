@@ -6,7 +6,9 @@ from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import UsageError
 from qslm_edge.runner.runtime import NATIVE, NATIVE_CUDA
 from qslm_edge.runner.sessions.base import ONNXRUNTIME, Session, SessionOptions
+from qslm_edge.runner.sessions.cuda import CudaSession
 from qslm_edge.runner.sessions.native import NativeCudaSession, NativeSession
+from qslm_edge.runner.sessions.opening import CUDA
 from qslm_edge.runner.sessions.portable import PortableSession
 
 __all__ = ["ENGINES", "check_engine", "load_library", "open_session"]
@@ -48,6 +50,8 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
         UsageError: unknown engine.
         RuntimeFault: runtime missing, too old, without the provider, or refusing the model.
     """
+    if options.engine == ONNXRUNTIME and options.provider == CUDA and bundle.manifest.get("cuda"):
+        return CudaSession(bundle, options)
     return _class_of(options)(bundle, options)
 
 
