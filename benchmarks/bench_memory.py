@@ -16,13 +16,14 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a script: siblings are a package
 
 from benchmarks.bench_speed import Entry, Row, entries, run
-from benchmarks.shapes import SHAPES, bundle, checkpoint
+from benchmarks.shapes import SETTINGS, SHAPES, bundle, checkpoint
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.runner.machine import identify
 from qslm_edge.runner.runtime import import_onnxruntime
@@ -119,6 +120,9 @@ def show(result: dict[str, Any], markdown: bool) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Memory of bundles, in ratios.")
     parser.add_argument("--rows", default="", help="only shapes whose name holds this")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="bundles to weigh; all"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the reference model alone, one round")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-speed"), help="shared with bench_speed")
@@ -126,9 +130,10 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="the tables of docs/performance.md")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    rows = [
+    wanted = [
         row for row in ROWS if options.rows in row.shape and (row.shape == "reference" or not options.quick)
     ]
+    rows = [replace(row, settings=tuple(options.settings)) for row in wanted]
     result = {
         "schema": SCHEMA,
         "machine": identify().to_dict(),

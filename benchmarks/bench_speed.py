@@ -28,13 +28,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a script: siblings are a package
 
-from benchmarks.shapes import FLOAT, ROOT, SETTINGS, SHAPES, bundle, bytes_a_token, checkpoint
+from benchmarks.shapes import (
+    FLOAT,
+    ROOT,
+    SETTINGS,
+    SHAPES,
+    bundle,
+    bytes_a_token,
+    checkpoint,
+    exporter_digest,
+)
 from benchmarks.speed_tables import markdown, text
 from qslm_edge import __version__
 from qslm_edge.runner.bandwidth import last_cache_bytes, measure_bandwidth
@@ -223,6 +232,9 @@ def _entry(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Decoding and prefill speed, in ratios.")
     parser.add_argument("--rows", default="", help="only rows whose name holds this, e.g. 216m-1")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="bundles to time; all"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.7, help="of decoding that a process times")
     parser.add_argument("--quick", action="store_true", help="the reference model alone, one round")
@@ -242,7 +254,9 @@ def main() -> int:
         "seconds": options.seconds,
     }
     rows = []
-    for row in ROWS:
+    for whole in ROWS:
+        kept = tuple(setting for setting in whole.settings if setting in options.settings)
+        row = replace(whole, settings=kept)
         if options.rows not in row.name or (options.quick and row.shape != "reference"):
             continue
         identity = fingerprint(
@@ -250,7 +264,8 @@ def main() -> int:
                 **described,
                 "row": asdict(row),
                 "quick": options.quick,
-                "entries": [e.name for e in entries(row)],
+                "entries": [entry.name for entry in entries(row)],
+                "exporter": exporter_digest(),
             }
         )
         path = options.out / "rows" / f"{row.name}.json"

@@ -6,10 +6,12 @@ anew. All but the reference model have random weights: they tell speed and memor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -58,8 +60,8 @@ def checkpoint(shape: Shape, place: Path) -> Path:
 def bundle(shape: Shape, setting: str, place: Path) -> Path:
     """The bundle of a shape at a setting, exported where it is not there."""
     run = place / shape.name / setting
-    target = run / "bundle"
-    if not (target / "manifest.json").is_file():
+    target, stamp = run / "bundle", run / "exporter"
+    if not stamp.is_file() or stamp.read_text("utf-8") != exporter_digest():
         run.mkdir(parents=True, exist_ok=True)
         given = setting if setting != "mixed" else str(_mixed(shape, run))
         words = [
@@ -79,7 +81,15 @@ def bundle(shape: Shape, setting: str, place: Path) -> Path:
         if shape.layers is not None:
             words += ["--model", str(checkpoint(shape, place)), "--embedding", "dense"]
         _run(words)
+        stamp.write_text(exporter_digest(), "utf-8")
     return target
+
+
+@cache
+def exporter_digest() -> str:
+    """sha256 of the code that writes bundles: one that another version wrote is exported anew."""
+    files = sorted([*(ROOT / "exporters").glob("*.py"), *(ROOT / "qslm_edge" / "bundle").glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def bytes_a_token(target: Path) -> int:
