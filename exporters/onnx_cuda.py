@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,10 @@ import onnx
 from onnx import TensorProto
 
 from qslm_edge.exporters.onnx_cuda_embedding import embed
+from qslm_edge.exporters.onnx_cuda_matrix import multiply
 from qslm_edge.exporters.onnx_graph import MICROSOFT, Graph, WeightFile
 from qslm_edge.exporters.onnx_spikegpt import EPSILON
 from qslm_edge.quantize.levels import Setting
-from qslm_edge.quantize.packed import PackedMatrix
 from qslm_edge.quantize.weights import WeightStore
 
 __all__ = ["FUSED_MINIMUM", "PLAIN_MINIMUM", "STATES", "CudaStepGraph", "StateTensor"]
@@ -37,8 +36,6 @@ HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 PLAIN_MINIMUM, FUSED_MINIMUM = "1.18.1", "1.31.0"
 """First onnxruntime that loads the opset; first with GatedAdd on CUDA, which is x + gate * y in one kernel."""
 MAX_PARTS = 32
-ROW_BLOCK = 8
-"""Rows that one block of the kernel for a single stream computes: other numbers of rows miss it."""
 NEVER = -30000.0
 """Logarithm of a sum of nothing: far below every key, and a float16."""
 KINDS = {"att": "kvr", "ffn": "kr"}
@@ -279,73 +276,10 @@ class CudaStepGraph:
         )
         return name, outputs[-1]
 
-    # ---- matrices
+    # ---- pieces
 
     def _linear(self, module: str, x: str) -> str:
-        """One matrix product: float16 where its stored form is exact in it, else float32."""
-        g, packed = self.graph, self.store.packed(module, self.setting[module])
-        level, name = packed.level, f"{module}.output"
-        narrow = self.half and (
-            level.bits == 16 or (packed.scales is not None and packed.scales.dtype == np.float16)
-        )
-        if self.half and not narrow:
-            x = g.one("Cast", [x], name=f"{module}.input", to=FLOAT)
-        product = name if narrow or not self.half else f"{module}.product"
-        if level.is_float:
-            weight = g.stored(f"{module}.weight")
-            if level.bits == 16 and not narrow:
-                weight = g.one("Cast", [weight], name=f"{module}.float", to=FLOAT)
-            g.node("MatMul", [x, weight], [product], name=module)
-        else:
-            whole = packed.module.rows // ROW_BLOCK * ROW_BLOCK
-            ends = (
-                [0, whole, packed.module.rows] if 0 < whole < packed.module.rows else [0, packed.module.rows]
-            )
-            spans = list(pairwise(ends))
-            names = [product] if len(spans) == 1 else [f"{module}.rows{start}" for start, _ in spans]
-            for span, output in zip(spans, names, strict=True):
-                self._rows(packed, span, x, output, narrow)
-            if len(names) > 1:
-                g.node("Concat", names, [product], name=f"{module}.joined", axis=-1)
-        return g.one("Cast", [product], name=name, to=HALF) if product != name else name
-
-    def _rows(self, packed: PackedMatrix, span: tuple[int, int], x: str, output: str, narrow: bool) -> None:
-        """Product with some rows of a packed matrix."""
-        g, module, level = self.graph, packed.module, packed.level
-        codes, scales = (g.stored(f"{module.name}.{part}", span) for part in ("codes", "scales"))
-        if packed.scales is not None and packed.scales.dtype == np.float16 and not narrow:
-            scales = g.one("Cast", [scales], name=f"{output}.scales_float", to=FLOAT)
-        zeros = [] if packed.zeros is None else [g.stored(f"{module.name}.zeros", span)]
-        product = f"{output}.whole_steps" if level.midrise else output
-        g.node(
-            "MatMulNBits",
-            [x, codes, scales, *zeros],
-            [product],
-            name=f"{output}.matmul",
-            domain=MICROSOFT,
-            K=module.columns,
-            N=span[1] - span[0],
-            bits=level.bits,
-            block_size=level.group_size,
-            accuracy_level=level.accuracy_level,
-        )
-        if level.midrise:
-            half_steps = self._half_steps(packed, x, scales, output, narrow)
-            g.node("Add", [product, half_steps], [output], name=f"{output}.sum")
-
-    def _half_steps(self, packed: PackedMatrix, x: str, scales: str, name: str, narrow: bool) -> str:
-        """Half a scale times the block sums of x: what mid-rise values add to codes minus 2^(bits - 1)."""
-        g, groups = self.graph, packed.module.columns // (packed.level.group_size or 1)
-        blocks = g.one("Reshape", [x, g.constant([0, 0, groups, -1])], name=f"{name}.blocks")
-        sums = g.one("ReduceSum", [blocks, g.constant([-1])], name=f"{name}.block_sums", keepdims=0)
-        # folded when the model loads
-        wide = g.one("Cast", [scales], name=f"{name}.scales_wide", to=FLOAT) if narrow else scales
-        columns = g.one("Transpose", [wide], name=f"{name}.scale_columns", perm=[1, 0])
-        halves = g.one("Mul", [columns, g.constant(0.5, np.float32)], name=f"{name}.half_scales")
-        halves = g.one("Cast", [halves], name=f"{name}.halves", to=HALF) if narrow else halves
-        return g.one("MatMul", [sums, halves], name=f"{name}.half_steps")
-
-    # ---- pieces
+        return multiply(self.graph, self.store.packed(module, self.setting[module]), x, half=self.half)
 
     def _vectors(self, name: str) -> str:
         """A vector of the attention parts of all layers, [L, 1, C] float32; folded when the model loads."""

@@ -7,6 +7,7 @@ machine with a GPU one test runs the whole.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,53 @@ def test_a_gpu_without_memory_is_one_line(
     with pytest.raises(RuntimeFault, match="the GPU is out of memory; found") as caught:
         session.logits(tokens_of(cuda_bundle, 1, 1), session.initial_state(1), 1)
     assert "nvidia-smi" in line_of(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "provider", "said"),
+    [
+        ("CUDA failure 100: no CUDA-capable device is detected ; GPU=0", CUDA, "the GPU cannot be used"),
+        ("CUDA error 35: driver version is insufficient", CUDA, "the GPU cannot be used"),
+        ("CUDA failure 2: out of memory ; GPU=0", CUDA, "the GPU is out of memory"),
+        ("Failed to allocate memory for requested buffer", CPU, "onnxruntime is out of memory"),
+        ("Only 4b is supported", CUDA, "onnxruntime refuses the model"),
+    ],
+)
+def test_a_session_that_fails_to_open_says_why(
+    text: str, provider: str, said: str, cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = import_onnxruntime()
+
+    def fail(*_: Any, enable_fallback: int, **__: Any) -> None:
+        assert not enable_fallback  # else the binding would go to the CPU by itself
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {text}\nstack")
+
+    monkeypatch.setattr(runtime, "InferenceSession", fail)
+    path = cuda_bundle.file("step-cuda.onnx")
+    with pytest.raises(RuntimeFault, match=f"{said}; found .*{text[:12]}") as caught:
+        opening.open_graph(runtime, cuda_bundle, path, runtime.SessionOptions(), provider)
+    line_of(caught)
+
+
+def test_a_library_that_does_not_load_is_told_by_its_loader(
+    cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = import_onnxruntime()
+
+    class Fallen:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            os.write(
+                2,
+                b"Failed to load library x.so with error: libcudart.so.13: no such file\n",
+            )
+
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+    monkeypatch.setattr(runtime, "InferenceSession", Fallen)
+    with pytest.raises(RuntimeFault, match="CPUExecutionProvider: libcudart.so.13: no such file") as caught:
+        opening.open_graph(runtime, cuda_bundle, cuda_bundle.path, runtime.SessionOptions(), CUDA)
+    assert "check the driver and the build" in line_of(caught)
 
 
 @pytest.mark.parametrize(("release", "enough"), [("1.30.0", False), ("1.31.0", True)])
