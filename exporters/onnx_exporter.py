@@ -1,4 +1,5 @@
-"""ONNX: model.onnx with its weights in model.bin, and tensors.json, which says what lies where in it."""
+"""ONNX: model.onnx with its weights in model.bin, tensors.json, which says what lies where in it, and the step
+graph for CUDA over the same weights."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ import onnx
 from qslm_edge.bundle.tensors import SCHEMA, TENSORS
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters.base import Exported, Exporter, ExportJob
+from qslm_edge.exporters.onnx_cuda import FUSED_MINIMUM, PLAIN_MINIMUM, STATES, CudaStepGraph
 from qslm_edge.exporters.onnx_graph import WeightFile
 from qslm_edge.exporters.onnx_spikegpt import SpikeGPTGraph
 
 __all__ = ["OnnxExporter"]
 
-GRAPH, WEIGHTS = "model.onnx", "model.bin"
+GRAPH, WEIGHTS, CUDA_STEP = "model.onnx", "model.bin", "step-cuda.onnx"
 
 
 class OnnxExporter(Exporter):
@@ -33,13 +35,23 @@ class OnnxExporter(Exporter):
                 allowed="packed (8, 4, 2) and float (16, 32) levels",
                 hint="search with the default method",
             )
+        files, parts = [GRAPH, WEIGHTS, TENSORS], {}
+        metadata = {"setting": job.setting.describe()}
         try:
             with WeightFile(directory / WEIGHTS) as weights:
                 builder = SpikeGPTGraph(job.store, job.setting, weights)
-                model = builder.build(job.opset, job.ir_version, {"setting": job.setting.describe()})
-            (directory / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+                model = builder.build(job.opset, job.ir_version, metadata)
+            _write(model, directory / GRAPH)
             (directory / TENSORS).write_text(_tensor_table(job, weights), "utf-8")
-            onnx.checker.check_model(str(directory / GRAPH))
+            if job.cuda:
+                step = CudaStepGraph(job.store, job.setting, weights, fused=job.fused_cuda)
+                _write(step.build(job.opset, job.ir_version, metadata), directory / CUDA_STEP)
+                files.append(CUDA_STEP)
+                parts["cuda"] = {
+                    "graph": CUDA_STEP,
+                    "onnxruntime_min": FUSED_MINIMUM if job.fused_cuda else PLAIN_MINIMUM,
+                    "state": {state.name: state.start for state in STATES},
+                }
         except OSError as error:
             raise OutputError("the model cannot be written", where=directory, found=error.strerror) from None
         bits = sorted({level.bits for _, level in job.setting.levels})
@@ -49,9 +61,7 @@ class OnnxExporter(Exporter):
             "bits": bits,
             "operators": sorted(op for op in builder.graph.operators() if "::" in op),
         }
-        return Exported(
-            (GRAPH, WEIGHTS, TENSORS), weights.weight_bytes, builder.graph.operators(), requirements
-        )
+        return Exported(tuple(files), weights.weight_bytes, builder.graph.operators(), requirements, parts)
 
     def export_tapped(self, job: ExportJob, directory: Path) -> Path:
         """Write a second graph over the same weights that also gives every module's input and output.
@@ -68,11 +78,16 @@ class OnnxExporter(Exporter):
         return path
 
 
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))
+
+
 def _tensor_table(job: ExportJob, weights: WeightFile) -> str:
     """The text of tensors.json: a line for each tensor and each matrix."""
     matrices: list[dict[str, Any]] = []
     for name, level in job.setting.levels:
-        module = job.store.modules[name]
+        module = job.store.modules[name].with_hidden(level.units)
         matrices.append(
             {
                 "name": name,

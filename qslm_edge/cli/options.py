@@ -330,7 +330,7 @@ Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune",
-        help="Tune the weights of each setting on training data (minutes on a GPU, hours on a CPU).",
+        help="Tune the weights of each setting on training data (a minute each on a GPU, half an hour or more on a CPU).",
         show_default=False,
     ),
 ]
@@ -339,7 +339,7 @@ TuneTokens = Annotated[
     typer.Option(
         "--tune-tokens",
         min=1,
-        help="Training tokens of each tuning. [dim]Default: 3000000.[/dim]",
+        help="Training tokens of each tuning. [dim]Default: 3000000; 9000000 on a GPU.[/dim]",
         show_default=False,
     ),
 ]

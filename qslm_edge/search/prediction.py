@@ -8,8 +8,8 @@ change much more than rounding does, and the second order falls short of it: wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from qslm_edge.search.journal import Journal, fingerprint
 from qslm_edge.search.sensitivity import Sensitivity
 from qslm_edge.search.space import LevelMap
 
-__all__ = ["Predict", "Prediction", "block_sensitivity", "predict_modules"]
+__all__ = ["Predict", "Prediction", "block_sensitivity", "left_by_tuning", "predict_modules"]
 
 Predict = Callable[[Evaluator, Sequence[Cell], Callable[[float], None] | None], list[Scores]]
 PURPOSE = "fisher"
@@ -114,6 +114,25 @@ def _prediction(cell: Cell, scores: Scores | None, of_cut: Scores | None) -> Pre
         short = CUT_UNDERRATED * (module.n_hidden or 0) / level.units - 1
         mean += max(short, 0.0) * float(of_cut.loss.sum() / of_cut.count.sum())
     return Prediction(module.name, str(level), mean, error, size, n, "predicted")
+
+
+def left_by_tuning(table: Sequence[Prediction], remains: Mapping[str, float]) -> list[Prediction]:
+    """The cells with what tuning is expected to leave of their cost.
+
+    Args:
+        table: as `predict_modules` gives it: without tuning.
+        remains: share by part of the model (emb, att, ffn, head); a part that is not named keeps its cost.
+    """
+    return [
+        replace(cell, nats=share * cell.nats, standard_error=share * cell.standard_error)
+        for cell in table
+        for share in (remains.get(_part(cell.module), 1.0),)
+    ]
+
+
+def _part(module: str) -> str:
+    """emb, att, ffn or head of a module's name."""
+    return module.split(".")[2] if module.startswith("blocks.") else module
 
 
 def block_sensitivity(

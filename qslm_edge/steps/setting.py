@@ -1,4 +1,4 @@
-"""A setting that a user gives: one level for every module, or a JSON file {module: level}.
+"""A setting that a user gives: one level for every module, a JSON file {module: level}, or a tuned model.
 
 Whatever the profile's runtime does not run, or a matrix cannot take, is refused here, before any work;
 nothing is replaced in silence.
@@ -18,8 +18,9 @@ from qslm_edge.quantize.levels import SIGN, Level, Setting, parse_level
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Module
 from qslm_edge.steps.prepare import Plan, allowed_level, listed_levels
+from qslm_edge.tuning.stored import TunedModel, load_tuned
 
-__all__ = ["given_setting", "setting_from_levels"]
+__all__ = ["given_setting", "given_tuned", "setting_from_levels"]
 
 _MAX_FILE_BYTES = 2**24
 _FORMS = "a level such as 8, 4g128 or 16, or a JSON file {module: level}"
@@ -46,6 +47,31 @@ def given_setting(text: str, plan: Plan) -> Setting:
             error.what, where="--setting", found=error.found, allowed=error.allowed or _FORMS, hint=error.hint
         ) from None
     return _with_data(LevelMap(plan.model.config).setting(plan.hierarchy, level), plan, "--setting")
+
+
+def given_tuned(text: str, plan: Plan) -> TunedModel:
+    """The tuned model of `--setting`, made on whatever machine, with its setting.
+
+    Args:
+        text: path of a file that tuning left.
+        plan: model and profile.
+
+    Raises:
+        RunError: missing, damaged, or of another float model.
+        UsageError: it was tuned at levels that the profile's runtime does not run.
+    """
+    tuned = load_tuned(Path(text), plan.store(), plan.digest)
+    runs = setting_from_levels(tuned.setting.to_dict(), plan, text)
+    other = [name for name, level in runs.levels if level != tuned.setting[name]]
+    if other:
+        raise UsageError(
+            "tuned for another runtime's activations",
+            where=f"{text}: {other[0]}",
+            found=tuned.setting[other[0]],
+            allowed=f"{runs[other[0]]} on profile {plan.profile.id}",
+            hint="tune for this profile",
+        )
+    return tuned
 
 
 def setting_from_levels(levels: Mapping[str, Any], plan: Plan, where: str) -> Setting:

@@ -112,7 +112,7 @@ def test_chunks_do_not_change_the_scores(
         return run(self, tokens, state, last)
 
     monkeypatch.setattr(PortableSession, "logits", logits)
-    vocabulary, width = exact_lm.manifest["model"]["vocab_size"], scoring.BATCH_ITEMS
+    vocabulary, width = exact_lm.manifest["model"]["vocab_size"], PortableSession.batch_items
     parts = score_items(
         PortableSession(exact_lm), exact_lm, items, logit_bytes=4 * vocabulary * width * chunk
     )
@@ -167,7 +167,7 @@ def test_answers_stand_in_item_order_however_items_are_batched(
 ) -> None:
     items, session = exact_classifier.items("search"), PortableSession(exact_classifier)
     whole = score_items(session, exact_classifier, items)
-    monkeypatch.setattr(scoring, "BATCH_ITEMS", 3)
+    monkeypatch.setattr(session, "batch_items", 3)
     shares: list[float] = []
     parts = score_items(session, exact_classifier, items, on_batch=shares.append)
     assert parts.scores.index.tolist() == list(range(items.n_items))

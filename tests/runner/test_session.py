@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,17 +53,32 @@ class FakeRuntime(types.ModuleType):
                 self.entries[key] = value
 
         class InferenceSession:
-            def __init__(self, _path: str, _options: Any, providers: list[str]) -> None:
-                outer.asked = providers
+            def __init__(
+                self, _path: str, options: Any, providers: list[str], enable_fallback: int = 1
+            ) -> None:
+                outer.asked, outer.falls_back = providers, bool(enable_fallback)
+                self.options = options
                 if outer.fault is not None:
                     raise outer.fault
 
             def get_providers(self) -> list[str]:
                 return outer.obtained
 
+            def run(self, outputs: list[str], _feed: Any) -> list[Any]:
+                return [None] * len(outputs)
+
+            def end_profiling(self) -> str:
+                path = f"{self.options.profile_file_prefix}.json"
+                args = {"provider": outer.obtained[0], "op_name": "Scan", "node_index": "0"}
+                Path(path).write_text(
+                    json.dumps([{"cat": "Node", "name": "node_kernel_time", "args": args}]), "utf-8"
+                )
+                return path
+
         self.SessionOptions, self.InferenceSession = SessionOptions, InferenceSession
 
     asked: list[str]
+    falls_back: bool
 
     def get_available_providers(self) -> list[str]:
         return list(self.providers)
@@ -194,8 +210,16 @@ def test_a_provider_that_was_listed_but_not_obtained_is_refused(lm_bundle: Bundl
         PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     one_line(caught.value)
     runtime.obtained = ["CUDAExecutionProvider", CPU]
-    PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
+    session = PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     assert runtime.asked == ["CUDAExecutionProvider"]
+    assert not runtime.falls_back  # the binding would go to the CPU by itself
+    placed: Any = session.describe()["placement"]
+    assert placed["nodes"] == {"CUDAExecutionProvider": 1}
+    runtime.obtained = [CPU, "CUDAExecutionProvider"]  # what ran says more than what was obtained
+    with pytest.raises(RuntimeFault, match=r"1 of 1 nodes on the CPU \(1 Scan\)") as caught:
+        PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
+    assert "--allow-fallback" in one_line(caught.value)
+    PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider", allow_fallback=True))
 
 
 def test_a_model_that_the_runtime_refuses_is_one_line(lm_bundle: Bundle, install: Any) -> None:

@@ -35,7 +35,15 @@ struct Isa {
                                    : _mm256_maddubs_epi16(codes, inputs);
         return add(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    static I sub_product(I v, I a, int32_t b) { return _mm256_sub_epi32(v, _mm256_mullo_epi32(a, all(b))); }
+    static I dot_centred(I acc, I codes, I inputs) {
+        return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, codes), _mm256_set1_epi16(1)));
+    }
+    static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+    static I sub_bytes(I v, I w) {
+        const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        return _mm256_sub_epi8(v, _mm256_shuffle_epi8(w, _mm256_broadcastsi128_si256(lowest)));
+    }
+    static I sub_product(I v, I a, I b) { return _mm256_sub_epi32(v, _mm256_mullo_epi32(a, b)); }
 
     template <int kBits, int kPlane> static I field(I v) {
         if constexpr (kBits == 8) return v;

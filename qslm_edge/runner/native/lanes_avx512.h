@@ -13,7 +13,7 @@ struct Isa {
     static constexpr const char *kName = "cpu avx512-vnni";
     static constexpr int kRows = 16;       /* lanes */
     static constexpr int kBytes = 64;      /* of a vector of codes */
-    static constexpr int kTileVectors = 4; /* a tile of the integer GEMM: 4 x 16 rows */
+    static constexpr int kTileVectors = 2; /* a tile of the integer GEMM: 2 x 16 rows */
     static constexpr int kTileTokens = 6;
     static constexpr bool kSigned8 = false; /* 8-bit codes are multiplied as they are, unsigned */
     typedef __m512i I;
@@ -30,8 +30,16 @@ struct Isa {
     static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80))); }
     /* acc + products of unsigned codes and signed inputs, four bytes a lane */
     template <int kBits> static I dot(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, codes, inputs); }
+    /* acc + products of signed codes and unsigned inputs, for codes within -15 ... 15 */
+    static I dot_centred(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, inputs, codes); }
+    static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+    /* bytes of v, less the lowest byte of each lane of w */
+    static I sub_bytes(I v, I w) {
+        const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        return _mm512_sub_epi8(v, _mm512_shuffle_epi8(w, _mm512_broadcast_i32x4(lowest)));
+    }
     /* v - a * b for a within 0 ... 255 and b within 16 bits */
-    static I sub_product(I v, I a, int32_t b) { return _mm512_sub_epi32(v, _mm512_madd_epi16(a, all(b))); }
+    static I sub_product(I v, I a, I b) { return _mm512_sub_epi32(v, _mm512_madd_epi16(a, b)); }
 
     /* Field `plane` of every byte. */
     template <int kBits, int kPlane> static I field(I v) {

@@ -47,8 +47,21 @@ struct Isa {
             for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += codes.byte[j] * int8_t(inputs.byte[j]);
         return acc;
     }
-    static I sub_product(I v, I a, int32_t b) {
-        for (int i = 0; i < 4; ++i) v.word[i] -= a.word[i] * b;
+    static I dot_centred(I acc, I codes, I inputs) {
+        for (int i = 0; i < 4; ++i)
+            for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += int8_t(codes.byte[j]) * inputs.byte[j];
+        return acc;
+    }
+    static I sub(I a, I b) {
+        for (int i = 0; i < 4; ++i) a.word[i] -= b.word[i];
+        return a;
+    }
+    static I sub_bytes(I v, I w) {
+        for (int i = 0; i < 16; ++i) v.byte[i] = uint8_t(v.byte[i] - uint8_t(w.word[i / 4]));
+        return v;
+    }
+    static I sub_product(I v, I a, I b) {
+        for (int i = 0; i < 4; ++i) v.word[i] -= a.word[i] * b.word[i];
         return v;
     }
 

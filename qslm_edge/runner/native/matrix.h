@@ -64,6 +64,7 @@ struct Matrix : qslm_matrix {
 /* Inputs of one matrix for some tokens, as its kernel wants them. */
 struct Input {
     Buffer<int8_t> codes;  /* packed: [token][vector][plane][byte], zeros at the end */
+    Buffer<int8_t> raised; /* packed, below 8 bits: the same plus 128, unsigned */
     Buffer<float> scales;  /* packed: [token][group] */
     Buffer<int32_t> sums;  /* packed: of the codes of a group */
     Buffer<float> halves;  /* mid-rise: half the sum of the inputs of a group */

@@ -19,8 +19,9 @@ namespace {
 
 constexpr int L = Isa::kRows, V = Isa::kBytes;
 constexpr int kTileRows = Isa::kTileVectors * L;
+constexpr int kTileStep = Isa::kTileVectors * V; /* bytes of four columns of a tile */
 constexpr int kFewTokens = 4;     /* from here on unpacking pays */
-constexpr int kPanelColumns = 256; /* of a tile that is unpacked at a time: it stays in the first cache */
+constexpr int kPanelColumns = 512; /* of a tile that is unpacked at a time: it stays in the first cache */
 constexpr int kAhead = 8192;       /* bytes of codes that memory is asked for in advance */
 typedef Isa::I I;
 typedef Isa::F F;
@@ -95,11 +96,20 @@ template <int kBits> I load_codes(const uint8_t *p, int bytes) {
     return kBits == 8 && Isa::kSigned8 ? Isa::flip_sign(codes) : codes;
 }
 
-/* sum + s_w s_a (dots - z sum of q_a), with what mid-rise values add. */
-inline F add_group(F sum, I dots, I zeros, F scales, const Input &input, ptrdiff_t at, bool midrise) {
-    const I centred = Isa::sub_product(dots, zeros, input.sums.data()[at]);
-    F term = Isa::mul(Isa::mul(Isa::to_float(centred), scales), Isa::all_float(input.scales.data()[at]));
-    if (midrise) term = Isa::add(term, Isa::mul(scales, Isa::all_float(input.halves.data()[at])));
+/* What a group of inputs has besides its codes, in every lane. */
+struct InputGroup {
+    I sum;
+    F scale, half;
+
+    InputGroup(const Input &input, ptrdiff_t at, bool midrise)
+        : sum(Isa::all(input.sums.data()[at])), scale(Isa::all_float(input.scales.data()[at])),
+          half(Isa::all_float(midrise ? input.halves.data()[at] : 0.0f)) {}
+};
+
+/* sum + dots s_w s_a, the zero point being taken off in `dots`, with what mid-rise values add. */
+inline F add_group(F sum, I dots, F scales, const InputGroup &in, bool midrise) {
+    F term = Isa::mul(Isa::mul(Isa::to_float(dots), scales), in.scale);
+    if (midrise) term = Isa::add(term, Isa::mul(scales, in.half));
     return Isa::add(sum, term);
 }
 
@@ -178,8 +188,9 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
                 if constexpr (kHalf) Isa::spread<kParts>(in + L / 4, groups[1]);
                 for (int j = 0; j < kGroups && g + j < m.groups; ++j) {
                     const I dots = kHalf ? groups[j % 2][j / 2] : groups[0][j];
-                    sum = add_group(sum, dots, Isa::load(zeros + (g + j) * L), Isa::load_float(scales + (g + j) * L),
-                                    input, ptrdiff_t(token) * m.groups + g + j, m.midrise);
+                    const InputGroup of(input, ptrdiff_t(token) * m.groups + g + j, m.midrise);
+                    const I centred = Isa::sub_product(dots, Isa::load(zeros + (g + j) * L), of.sum);
+                    sum = add_group(sum, centred, Isa::load_float(scales + (g + j) * L), of, m.midrise);
                 }
             }
             store_rows(p.out + token * p.stride + row, sum, m.rows - row);
@@ -187,15 +198,20 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
     }
 }
 
-/* Four columns of each of L rows side by side, for the columns of some vectors: [group][run][word][row][4 codes]. */
+/* Four columns of each of L rows side by side, for the columns of a vector: [group][run][word][row][4 codes]. Codes
+ * below 8 bits get their zero point taken off, which leaves signed bytes; those of 8 bits would not fit. */
 template <int kBits, int kPlane>
-void turn_plane(const I *raw, uint8_t *out, int words, ptrdiff_t group_stride, ptrdiff_t run_stride) {
+void turn_plane(const I *raw, const int32_t *zeros, uint8_t *out, int words, ptrdiff_t group_stride, ptrdiff_t run_stride) {
     I v[L];
     for (int i = 0; i < L; ++i) v[i] = Isa::field<kBits, kPlane>(raw[i]);
     Isa::transpose(v);
-    for (int i = 0; i < L; ++i)
-        Isa::store(out + i / words * group_stride + kPlane * run_stride + i % words * (Isa::kTileVectors * V), v[i]);
-    if constexpr ((kPlane + 1) * kBits < 8) turn_plane<kBits, kPlane + 1>(raw, out, words, group_stride, run_stride);
+    for (int i = 0; i < L; ++i) {
+        const int g = i / words;
+        if constexpr (kBits < 8) v[i] = Isa::sub_bytes(v[i], Isa::load(zeros + g * kTileRows));
+        Isa::store(out + g * group_stride + kPlane * run_stride + i % words * kTileStep, v[i]);
+    }
+    if constexpr ((kPlane + 1) * kBits < 8)
+        turn_plane<kBits, kPlane + 1>(raw, zeros, out, words, group_stride, run_stride);
 }
 
 /* The inner loops of many tokens: `runs` runs of `words` times four columns make a group. */
@@ -208,51 +224,81 @@ struct Panel {
     }
 };
 
-template <int kBits, int kTokens>
+/* In place of zero points that were taken off the codes, what inputs above by 128 make too much: 128 times the sum of the
+ * codes of a group, negative. */
+void count_offsets(const Panel &panel, Scratch &scratch) {
+    const uint8_t *w = scratch.codes.data();
+    for (int g = 0; g < panel.groups; ++g) {
+        I sums[Isa::kTileVectors];
+        for (I &sum : sums) sum = Isa::zero();
+        for (int word = 0; word < panel.runs * panel.words; ++word, w += kTileStep)
+            for (int r = 0; r < Isa::kTileVectors; ++r)
+                sums[r] = Isa::dot_centred(sums[r], Isa::load(w + r * V), Isa::all(int32_t(0x80808080)));
+        for (int r = 0; r < Isa::kTileVectors; ++r)
+            Isa::store(scratch.zeros.data() + g * kTileRows + r * L, Isa::sub(Isa::zero(), sums[r]));
+    }
+}
+
+/* A tile times some tokens. kCentred: codes without their zero points times inputs above by 128. Else codes as they are
+ * times inputs as they are, and the zero points count at the end of a group. */
+template <bool kCentred, bool kMidrise, int kTokens>
 void multiply_tile(const Product &p, const Panel &panel, int token, const Scratch &scratch, float *sums) {
     constexpr int R = Isa::kTileVectors;
-    const Matrix &m = *p.matrix;
     const Input &input = *p.input;
     const uint8_t *w = scratch.codes.data();
-    const ptrdiff_t input_stride = codes_stride(m);
-    const int8_t *tokens = input.codes.data() + token * input_stride;
+    const int groups = p.matrix->groups, planes = p.matrix->planes;
+    const ptrdiff_t input_stride = codes_stride(*p.matrix);
+    const int8_t *tokens = (kCentred ? input.raised : input.codes).data() + token * input_stride;
+    F sum[kTokens][R]; /* in registers, as the sums of a group are, which asks for loops that are unrolled */
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t)
+        for (int r = 0; r < R; ++r) sum[t][r] = Isa::load_float(sums + t * kTileRows + r * L);
     for (int g = 0; g < panel.groups; ++g) {
+        const float *scales = scratch.scales.data() + g * kTileRows;
+        const int32_t *zeros = scratch.zeros.data() + g * kTileRows;
         I acc[kTokens][R];
+#pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t)
-            for (int r = 0; r < R; ++r) acc[t][r] = Isa::zero();
-        const int8_t *run = tokens + panel.base(panel.first + g, m.planes);
+            for (int r = 0; r < R; ++r) acc[t][r] = kCentred ? Isa::load(zeros + r * L) : Isa::zero();
+        const int8_t *run = tokens + panel.base(panel.first + g, planes);
         for (int i = 0; i < panel.runs; ++i, run += V) {
             const int8_t *at = run;
-            for (int word = 0; word < panel.words; ++word, w += R * V, at += 4) {
+            for (int word = 0; word < panel.words; ++word, w += kTileStep, at += 4) {
                 I codes[R];
                 for (int r = 0; r < R; ++r) codes[r] = Isa::load(w + r * V);
+#pragma GCC unroll 8
                 for (int t = 0; t < kTokens; ++t) {
                     int32_t four;
                     std::memcpy(&four, at + t * input_stride, 4);
                     const I in = Isa::all(four);
-                    for (int r = 0; r < R; ++r) acc[t][r] = Isa::dot<kBits>(acc[t][r], codes[r], in);
+                    for (int r = 0; r < R; ++r)
+                        acc[t][r] = kCentred ? Isa::dot_centred(acc[t][r], codes[r], in) : Isa::dot<8>(acc[t][r], codes[r], in);
                 }
             }
         }
-        const float *scales = scratch.scales.data() + g * kTileRows;
-        const int32_t *zeros = scratch.zeros.data() + g * kTileRows;
-        for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+            const InputGroup of(input, ptrdiff_t(token + t) * groups + panel.first + g, kMidrise);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                float *sum = sums + t * kTileRows + r * L;
-                Isa::store_float(sum, add_group(Isa::load_float(sum), acc[t][r], Isa::load(zeros + r * L),
-                                                Isa::load_float(scales + r * L), input,
-                                                ptrdiff_t(token + t) * m.groups + panel.first + g, m.midrise));
+                const I dots = kCentred ? acc[t][r] : Isa::sub_product(acc[t][r], Isa::load(zeros + r * L), of.sum);
+                sum[t][r] = add_group(sum[t][r], dots, Isa::load_float(scales + r * L), of, kMidrise);
             }
+        }
     }
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t)
+        for (int r = 0; r < R; ++r) Isa::store_float(sums + t * kTileRows + r * L, sum[t][r]);
 }
 
-template <int kBits> void multiply_panel(const Product &p, const Panel &panel, const Scratch &scratch) {
+template <bool kCentred, bool kMidrise> void multiply_panel(const Product &p, const Panel &panel, const Scratch &scratch) {
     float *sums = scratch.sums.data();
     int token = 0;
     for (; token + Isa::kTileTokens <= p.tokens; token += Isa::kTileTokens)
-        multiply_tile<kBits, Isa::kTileTokens>(p, panel, token, scratch, sums + token * kTileRows);
-    for (; token + 2 <= p.tokens; token += 2) multiply_tile<kBits, 2>(p, panel, token, scratch, sums + token * kTileRows);
-    if (token < p.tokens) multiply_tile<kBits, 1>(p, panel, token, scratch, sums + token * kTileRows);
+        multiply_tile<kCentred, kMidrise, Isa::kTileTokens>(p, panel, token, scratch, sums + token * kTileRows);
+    for (; token + 2 <= p.tokens; token += 2)
+        multiply_tile<kCentred, kMidrise, 2>(p, panel, token, scratch, sums + token * kTileRows);
+    if (token < p.tokens) multiply_tile<kCentred, kMidrise, 1>(p, panel, token, scratch, sums + token * kTileRows);
 }
 
 /* Many tokens: a tile of rows at a time. */
@@ -265,7 +311,7 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
     panel.words = std::min(m.group_bytes, V) / 4;
     /* panels begin at whole vectors */
     const int step = std::max(round_up(kPanelColumns / m.group, groups_a_vector), groups_a_vector);
-    const ptrdiff_t run_stride = ptrdiff_t(panel.words) * Isa::kTileVectors * V;
+    const ptrdiff_t run_stride = ptrdiff_t(panel.words) * kTileStep;
     const ptrdiff_t group_stride = run_stride * panel.runs;
     for (int row = begin; row < end; row += kTileRows) {
         std::memset(scratch.sums.data(), 0, sizeof(float) * kTileRows * p.tokens);
@@ -286,10 +332,16 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
                     const int local = vector - vector_begin;
                     uint8_t *out = scratch.codes.data() + r * V + local / vectors_a_group * groups_a_vector * group_stride +
                                    local % vectors_a_group * m.planes * run_stride;
-                    turn_plane<kBits, 0>(raw, out, panel.words, group_stride, run_stride);
+                    const int32_t *zeros =
+                        scratch.zeros.data() + r * L + local / vectors_a_group * groups_a_vector * kTileRows;
+                    turn_plane<kBits, 0>(raw, zeros, out, panel.words, group_stride, run_stride);
                 }
             }
-            multiply_panel<kBits>(p, panel, scratch);
+            if constexpr (kBits < 8) count_offsets(panel, scratch);
+            if (m.midrise)
+                multiply_panel<true, true>(p, panel, scratch);
+            else
+                multiply_panel<(kBits < 8), false>(p, panel, scratch);
         }
         const int rows = std::min(kTileRows, m.rows - row);
         for (int token = 0; token < p.tokens; ++token)
@@ -331,6 +383,7 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
     constexpr float kSmallest = 128 / 3.4028234663852886e38f; /* below it 127 / peak is no float */
     const ptrdiff_t stride = codes_stride(m);
     int8_t *out = input.codes.data() + token * stride;
+    int8_t *raised = input.raised.data() + token * stride;
     int8_t in_order[128];
     const int span = V * m.planes; /* columns of a vector of codes */
     for (int g = 0; g < m.groups; ++g) {
@@ -376,6 +429,8 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
         int8_t *to = out + ptrdiff_t(column / span) * span + column % span / m.planes;
         for (int plane = 0; plane < m.planes; ++plane) to[plane * V] = 0;
     }
+    if (m.bits < 8)
+        for (ptrdiff_t i = 0; i < stride; i += V) Isa::store(raised + i, Isa::flip_sign(Isa::load(out + i)));
 }
 
 } // namespace packed

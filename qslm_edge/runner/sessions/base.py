@@ -94,10 +94,13 @@ class Session(ABC):
         kind: of its task.
         options: as given.
         vocab_size: ids that its tokens may have.
+        batch_items: items that scoring gives it side by side.
 
     Raises:
         RuntimeFault: runtime missing, too old, without the provider, or refusing the model.
     """
+
+    batch_items = 16
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         self.kind: Kind = bundle.kind

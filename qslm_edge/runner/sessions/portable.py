@@ -5,7 +5,6 @@ A provider is believed only when the session really got it; a missing or old run
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import RuntimeFault
-from qslm_edge.runner.child import MEMORY_HINT
-from qslm_edge.runner.runtime import first_line, import_onnxruntime
+from qslm_edge.runner.runtime import CPU, import_onnxruntime
 from qslm_edge.runner.sessions.base import DEFAULT, Array, Session, SessionOptions
+from qslm_edge.runner.sessions.opening import failed_run, import_for, open_graph, option_values
+from qslm_edge.runner.sessions.placement import Placement, profiled
 
 __all__ = ["PortableSession"]
 
@@ -25,46 +25,26 @@ class PortableSession(Session):
 
     def __init__(self, bundle: Bundle, options: SessionOptions = DEFAULT) -> None:
         super().__init__(bundle, options)
-        provider = options.provider
-        runtime = import_onnxruntime(bundle.manifest["runtime"]["onnxruntime_min"])
-        if provider not in runtime.get_available_providers():
-            raise RuntimeFault(
-                "onnxruntime lacks the execution provider",
-                found=", ".join(runtime.get_available_providers()),
-                allowed=provider,
-                hint="install a build that has it, or verify with --provider CPUExecutionProvider",
-            )
-        given = runtime.SessionOptions()
-        given.intra_op_num_threads = options.threads
-        given.inter_op_num_threads = 1
-        given.log_severity_level = 3
-        given.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-        path = bundle.file("model.onnx")
-        try:
-            self._session = runtime.InferenceSession(str(path), given, providers=[provider])
-        except Exception as error:  # noqa: BLE001 - the binding's own classes have no public base
-            raise RuntimeFault(
-                "onnxruntime refuses the model",
-                where=path,
-                found=first_line(error),
-                hint=_hint(
-                    error,
-                    f"this is onnxruntime {runtime.__version__}; the bundle was made for "
-                    f"{bundle.manifest['runtime']['onnxruntime_min']} and newer",
-                ),
-            ) from None
-        obtained = self._session.get_providers()
-        if provider not in obtained:
-            raise RuntimeFault(
-                "the session fell back to another provider",
-                found=", ".join(obtained),
-                allowed=provider,
-                hint="the provider's library does not load: check the driver and the build",
-            )
+        runtime = import_for(bundle, options.provider)
+        given = option_values(runtime, options)
         self.runtime_version: str = runtime.__version__
         state = bundle.manifest["state"]
         self._state_shape = (7 * int(state["n_layer"]), int(state["n_embd"]))
         self._p_init = np.float32(state["p_init"])
+        self.placement: Placement | None = None  # of the CPU provider nothing is to be asked
+        with profiled(given, options.provider != CPU) as read:
+            self._session = open_graph(runtime, bundle, bundle.file("model.onnx"), given, options.provider)
+            if options.provider != CPU:
+                self._run_one_token()
+                self.placement = read(self._session)
+                self.placement.check(options.provider, options.allow_fallback)
+
+    def _run_one_token(self) -> None:
+        tokens, state = np.zeros((1, 1), np.int64), self.initial_state(1)
+        if self.kind == "language_model":
+            self.logits(tokens, state, 1)
+        else:
+            self.pooled(tokens, state, np.ones((1, 1), np.float32))
 
     def initial_state(self, batch: int) -> NDArray[np.float32]:
         rows, channels = self._state_shape
@@ -105,26 +85,20 @@ class PortableSession(Session):
         try:
             return list(self._session.run(outputs, feed))
         except Exception as error:  # noqa: BLE001 - see above
-            raise RuntimeFault(
-                "onnxruntime failed while running the model",
-                found=first_line(error),
-                hint=_hint(error, "see `conditions` for the memory that was free"),
-            ) from None
+            raise failed_run(error, self.options.provider) from None
 
     def describe(self) -> dict[str, object]:
-        return {
+        described: dict[str, object] = {
             "engine": self.options.engine,
             "onnxruntime": self.runtime_version,
             "provider": self.options.provider,
             "threads": self.options.threads,
             "spinning": self.options.spinning,
         }
+        if self.placement is not None:
+            described["placement"] = self.placement.to_dict()
+        return described
 
     @staticmethod
     def load_library() -> None:
         import_onnxruntime()
-
-
-def _hint(error: Exception, other: str) -> str:
-    """What to do next: about memory where that is what onnxruntime says it lacks."""
-    return MEMORY_HINT if re.search(r"bad_alloc|[Ff]ailed to allocate", str(error)) else other
