@@ -164,7 +164,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
                 continue  # it cannot run: once is enough
             sys.stderr.write(f"{row.name}, round {turn + 1} of {options.rounds}: {entry.name}\n")
             words = ["--seconds", str(options.seconds)]
-            if turn == 0 and not row.busy:
+            if not row.busy:
                 words += ["--prompts", *map(str, options.prompts)]
             if turn == 0 and not row.busy and _shows_context(row, entry, options.quick):
                 words += ["--context", str(CONTEXT)]
@@ -218,7 +218,10 @@ def _entry(
         "reason": None,
         "token_s": statistics.median(token_s),
         "first_token_s": statistics.median([found["first_token_s"] for found in rounds]),
-        "prefill_token_s": first["prefill"],
+        "prefill_token_s": {
+            length: statistics.median([found["prefill"][length] for found in rounds])
+            for length in first["prefill"]
+        },
         "bytes_a_token": size,
         "share_of_floor": share,
         "share_reason": reason,

@@ -43,7 +43,7 @@ def markdown(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         parts += [f"**{_title(row)}**", "", "| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
         parts += ["| " + " | ".join(line) + " |" for line in _lines(row)]
-        parts += ["", *_skipped(row), ""]
+        parts += ["", *(f"{line}\n" for line in _skipped(row))]
     return "\n".join(parts)
 
 
