@@ -8,6 +8,7 @@ gradient straight through. The tuned model is the float tensors and packed matri
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.spikegpt.model import Weights, block_forward, embed_tokens, final_norm, initial_state
 from qslm_edge.tuning.grid import PackedGrid, grid_kind
+from qslm_edge.tuning.stored import TunedModel
 from qslm_edge.tuning.straight import straight_through
 
 __all__ = ["Student", "features"]
@@ -41,17 +43,19 @@ class Student:
     Args:
         store: matrices of the float model, packed by the quantiser that tuning starts from.
         setting: the level of every module; it does not change.
+        start: a tuned model to go on from; None begins with the float model.
     """
 
-    def __init__(self, store: WeightStore, setting: Setting) -> None:
+    def __init__(self, store: WeightStore, setting: Setting, start: TunedModel | None = None) -> None:
         self.store, self.levels = store, dict(setting.levels)
-        tensors, modules = store.model.tensors, {module.name: module for module in store.hierarchy.modules}
+        origin = store if start is None else _origin(store, setting, start)
+        tensors, modules = origin.model.tensors, {module.name: module for module in store.hierarchy.modules}
         packed: dict[str, list[PackedMatrix]] = {}
         self.floats: dict[str, Tensor] = {}
         for name, module in modules.items():
             level = self.levels[name]
             if level.is_packed:
-                matrix = store.packed(name, level)
+                matrix = origin.packed(name, level)
                 packed.setdefault(grid_kind(matrix), []).append(matrix)
             elif not _is_sign(module, level, store):
                 self.floats[module.key] = tensors[module.key].detach().clone().requires_grad_()
@@ -131,3 +135,10 @@ def _is_sign(module: Module, level: Level, store: WeightStore) -> bool:
     """A binary embedding: its signs are the model, and nothing of it is tuned."""
     binary = module.kind == "embedding" and store.model.config.embedding == "binary"
     return binary or level.bits == 1
+
+
+def _origin(store: WeightStore, setting: Setting, start: TunedModel) -> WeightStore:
+    """The tuned model where it has no fewer bits than are wanted; where it has, the float model knows more."""
+    known = dict(start.setting.levels)
+    kept = {name: matrix for name, matrix in start.packed.items() if setting[name].bits <= known[name].bits}
+    return replace(start, packed=kept).store(store)
