@@ -124,7 +124,9 @@ def tune(
                 saved = time.monotonic()
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
-            "out of memory while tuning", found=str(error).splitlines()[0], hint="lower --tune-batch-tokens"
+            "out of memory while tuning",
+            found=str(error).splitlines()[0],
+            hint="free memory of the device, or tune on the CPU (CUDA_VISIBLE_DEVICES= hides the GPU)",
         ) from None
     if state is not None:
         save_state(state, run.tensors(), run.steps, mark)
