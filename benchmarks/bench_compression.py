@@ -70,6 +70,7 @@ class Row:
 METHODS: dict[str, dict[str, Any]] = {
     "tuned": {"method": "budgeted", "tune": True, "tune_tokens": 3_000_000, "tune_rounds": 1},
     "budgeted": {"method": "budgeted"},
+    "cut": {"method": "budgeted", "cut_hidden": 0.75},
     "rtn": {"method": "budgeted", "quantiser": "rtn"},
     "tiered": {"method": "tiered"},
     "qslm": {"method": "qslm"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ class ExportJob:
         store: matrices of the model at any level; knows model and hierarchy.
         setting: a level for every module.
         opset, ir_version: the newest that the profile's runtime loads.
+        cuda: also write the step graph of onnxruntime's CUDA provider.
+        fused_cuda: let it use operators that the profile's runtime has and older ones have not.
     """
 
     store: WeightStore
     setting: Setting
     opset: int = 21
     ir_version: int = 10
+    cuda: bool = False
+    fused_cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Exported:
         weight_bytes: bytes of all weights in the files, without alignment.
         operators: operator types in the graph with their number, e.g. {"com.microsoft::MatMulNBits": 44}.
         requirements: what the runtime must have, for the manifest.
+        parts: keys of the manifest that describe further graphs.
     """
 
     files: tuple[str, ...]
     weight_bytes: int
     operators: dict[str, int]
     requirements: dict[str, Any]
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 class Exporter(ABC):

@@ -1,19 +1,24 @@
-"""ONNX: model.onnx with its weights in model.bin."""
+"""ONNX: model.onnx with its weights in model.bin, tensors.json, which says what lies where in it, and the step
+graph for CUDA over the same weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 
+from qslm_edge.bundle.tensors import SCHEMA, TENSORS
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters.base import Exported, Exporter, ExportJob
+from qslm_edge.exporters.onnx_cuda import FUSED_MINIMUM, PLAIN_MINIMUM, STATES, CudaStepGraph
 from qslm_edge.exporters.onnx_graph import WeightFile
 from qslm_edge.exporters.onnx_spikegpt import SpikeGPTGraph
 
 __all__ = ["OnnxExporter"]
 
-GRAPH, WEIGHTS = "model.onnx", "model.bin"
+GRAPH, WEIGHTS, CUDA_STEP = "model.onnx", "model.bin", "step-cuda.onnx"
 
 
 class OnnxExporter(Exporter):
@@ -30,12 +35,23 @@ class OnnxExporter(Exporter):
                 allowed="packed (8, 4, 2) and float (16, 32) levels",
                 hint="search with the default method",
             )
+        files, parts = [GRAPH, WEIGHTS, TENSORS], {}
+        metadata = {"setting": job.setting.describe()}
         try:
             with WeightFile(directory / WEIGHTS) as weights:
                 builder = SpikeGPTGraph(job.store, job.setting, weights)
-                model = builder.build(job.opset, job.ir_version, {"setting": job.setting.describe()})
-            (directory / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-            onnx.checker.check_model(str(directory / GRAPH))
+                model = builder.build(job.opset, job.ir_version, metadata)
+            _write(model, directory / GRAPH)
+            (directory / TENSORS).write_text(_tensor_table(job, weights), "utf-8")
+            if job.cuda:
+                step = CudaStepGraph(job.store, job.setting, weights, fused=job.fused_cuda)
+                _write(step.build(job.opset, job.ir_version, metadata), directory / CUDA_STEP)
+                files.append(CUDA_STEP)
+                parts["cuda"] = {
+                    "graph": CUDA_STEP,
+                    "onnxruntime_min": FUSED_MINIMUM if job.fused_cuda else PLAIN_MINIMUM,
+                    "state": {state.name: state.start for state in STATES},
+                }
         except OSError as error:
             raise OutputError("the model cannot be written", where=directory, found=error.strerror) from None
         bits = sorted({level.bits for _, level in job.setting.levels})
@@ -45,7 +61,7 @@ class OnnxExporter(Exporter):
             "bits": bits,
             "operators": sorted(op for op in builder.graph.operators() if "::" in op),
         }
-        return Exported((GRAPH, WEIGHTS), weights.weight_bytes, builder.graph.operators(), requirements)
+        return Exported(tuple(files), weights.weight_bytes, builder.graph.operators(), requirements, parts)
 
     def export_tapped(self, job: ExportJob, directory: Path) -> Path:
         """Write a second graph over the same weights that also gives every module's input and output.
@@ -60,3 +76,32 @@ class OnnxExporter(Exporter):
         path = directory / "tapped.onnx"
         path.write_bytes(model.SerializeToString(deterministic=True))
         return path
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))
+
+
+def _tensor_table(job: ExportJob, weights: WeightFile) -> str:
+    """The text of tensors.json: a line for each tensor and each matrix."""
+    matrices: list[dict[str, Any]] = []
+    for name, level in job.setting.levels:
+        module = job.store.modules[name].with_hidden(level.units)
+        matrices.append(
+            {
+                "name": name,
+                "rows": module.rows,
+                "columns": module.columns,
+                "bits": level.bits,
+                "group": level.group_size if level.is_packed else None,
+                "midrise": level.midrise,
+                "float_activations": not (level.is_packed and level.accuracy_level),
+            }
+        )
+    parts = [
+        f'"{key}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
+        for key, entries in (("tensors", weights.tensors), ("matrices", matrices))
+    ]
+    head = f'"schema": {json.dumps(SCHEMA)},\n "file": {json.dumps(weights.name)}'
+    return "{\n " + ",\n ".join([head, *parts]) + "\n}\n"

@@ -33,11 +33,16 @@ class WeightFile:
     Args:
         path: file to create; only its name enters the graph.
         write: False describes the tensors without writing them, for a second graph over the same file.
+
+    Attributes:
+        tensors: name, dtype, shape, offset and bytes of what was added, in order.
     """
 
     def __init__(self, path: Path, write: bool = True) -> None:
         self.name = path.name
         self.offset, self.weight_bytes = 0, 0
+        self.protos: dict[str, TensorProto] = {}
+        self.tensors: list[dict[str, Any]] = []
         self._file: BinaryIO | None = path.open("wb") if write else None
 
     def __enter__(self) -> WeightFile:
@@ -61,8 +66,18 @@ class WeightFile:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.name), ("offset", self.offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
+        self.tensors.append(
+            {
+                "name": name,
+                "dtype": array.dtype.name,
+                "shape": list(array.shape),
+                "offset": self.offset,
+                "bytes": array.nbytes,
+            }
+        )
         self.offset += array.nbytes
         self.weight_bytes += array.nbytes
+        self.protos[name] = tensor
         return tensor
 
 
@@ -84,12 +99,23 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._used: set[str] = set()
         self._count = 0
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
         """Add a weight to the external file."""
         self.initializers.append(self.weights.add(name, array))
         return name
+
+    def stored(self, name: str, rows: tuple[int, int] | None = None) -> str:
+        """Use a weight that another graph over the same file added, or some of its rows."""
+        tensor = self.weights.protos[name]
+        if rows is not None and rows != (0, tensor.dims[0]):
+            tensor = _rows_of(tensor, *rows)
+        if tensor.name not in self._used:
+            self.initializers.append(tensor)
+            self._used.add(tensor.name)
+        return str(tensor.name)
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant inside the graph; equal ones are shared."""
@@ -162,6 +188,18 @@ class Graph:
         counts: Counter[str] = Counter()
         _count(self.nodes, counts)
         return dict(sorted(counts.items()))
+
+
+def _rows_of(tensor: TensorProto, start: int, stop: int) -> TensorProto:
+    """Rows of a tensor of the external file, as a tensor of their own in the same place."""
+    part = TensorProto()
+    part.CopyFrom(tensor)
+    part.name, part.dims[0] = f"{tensor.name}.{start}", stop - start
+    entries = {entry.key: entry for entry in part.external_data}
+    row_bytes = int(entries["length"].value) // tensor.dims[0]
+    entries["offset"].value = str(int(entries["offset"].value) + start * row_bytes)
+    entries["length"].value = str((stop - start) * row_bytes)
+    return part
 
 
 def _count(nodes: Sequence[onnx.NodeProto], counts: Counter[str]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qslm_edge.exporters.base import ExportJob
 from qslm_edge.quantize.weights import QuantisedWeights
-from qslm_edge.runner.session import CPU, import_onnxruntime
+from qslm_edge.runner.runtime import CPU, import_onnxruntime
 from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.model import SpikeGPT, block_forward, embed_tokens, final_norm, initial_state
 

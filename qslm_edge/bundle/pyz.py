@@ -24,16 +24,26 @@ except ModuleNotFoundError as error:
         raise
     sys.stderr.write("error: numpy is not installed. Next: python3 -m pip install numpy onnxruntime\\n")
     code = 4
+except (ImportError, MemoryError) as error:
+    if isinstance(error, ImportError) and "failed to map" not in str(error):
+        raise
+    sys.stderr.write("error: too little memory to load Python's own libraries. Next: raise the limit (ulimit -v, "
+                     "container) or free memory\\n")
+    code = 4
 sys.exit(code)
 """
-_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py", "bundle/reader.py")
+_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py")
+_READERS = ("bundle/reader.py", "bundle/tensors.py")
+_SOURCES = ("*.py", "native/*.h", "native/*.cpp", "native/cuda/*.cu", "native/cuda/*.cuh")
+"""Of the runner: the native engine is compiled where it runs."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def runner_modules() -> dict[str, bytes]:
     """Source files of the archive by their path inside it, sorted."""
     package = Path(str(files("qslm_edge")))
-    names = [*_BASE, *(str(p.relative_to(package).as_posix()) for p in (package / "runner").rglob("*.py"))]
+    runner = [path for pattern in _SOURCES for path in (package / "runner").rglob(pattern)]
+    names = [*_BASE, *_READERS, *(path.relative_to(package).as_posix() for path in runner)]
     return {f"qslm_edge/{name}": (package / name).read_bytes() for name in sorted(names)}
 
 

@@ -25,6 +25,7 @@ __all__ = ["MANIFEST", "SCHEMA", "Bundle", "open_bundle"]
 
 MANIFEST, SCHEMA = "manifest.json", "qslm-edge/bundle/1"
 MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_STATES = 64
 _HINT = "copy the bundle again from the run that made it"
 _NUMBER = (int, float)
 _OPTIONAL_NUMBER = (int, float, type(None))
@@ -284,16 +285,35 @@ def _check_manifest(manifest: Any, where: Path) -> None:
                 allowed=f"1 to {limit}",
                 hint=_HINT,
             )
+    cuda = manifest.get("cuda")
+    if cuda is not None and not _is_cuda_part(cuda):
+        raise BundleError(
+            "does not describe a step graph",
+            where=f"{where}: cuda",
+            allowed="graph, a file; state, initial numbers by name",
+            hint=_HINT,
+        )
     names = _file_names(manifest["files"], where)
     wanted = {"model.onnx", "model.bin", manifest["golden"]["file"], manifest["expected"]["scores"]}
     for entry in manifest["items"].values():
         wanted |= {entry["file"], entry["float"]}
     if manifest["task"]["kind"] == "classification":
         wanted.add("classifier.npy")
+    if cuda is not None:
+        wanted.add(cuda["graph"])
     if unlisted := sorted(wanted - names):
         raise BundleError(
             "manifest names files that it has no digest for", where=where, found=unlisted[0], hint=_HINT
         )
+
+
+def _is_cuda_part(part: Any) -> bool:
+    """Whether `cuda` of a manifest names a graph and the initial value of each of its state tensors."""
+    if _problem(part, {"graph": str, "onnxruntime_min": str, "state": dict}) is not None:
+        return False
+    return 0 < len(part["state"]) <= MAX_STATES and all(
+        isinstance(value, _NUMBER) and not isinstance(value, bool) for value in part["state"].values()
+    )
 
 
 def _problem(value: Any, wanted: Any, path: str = "") -> tuple[str, str, str] | None:

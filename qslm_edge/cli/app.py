@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
     "generate": "qslm_edge.cli.generate",
     "profiles": "qslm_edge.cli.profiles",
     "doctor": "qslm_edge.cli.doctor",
+    "build-native": "qslm_edge.cli.build_native",
     "report": "qslm_edge.cli.report",
 }
 """Command and module, in the order of the help. A module has a function ``command`` or a typer ``app``."""
@@ -64,6 +65,7 @@ _EXAMPLES = """
   [cyan]qslm-edge report runs/a[/cyan]                           what a deployment found, again
   [cyan]qslm-edge profiles list[/cyan]                           boards, memory, weight widths
   [cyan]qslm-edge doctor[/cyan]                                  what this machine can run and measure
+  [cyan]qslm-edge build-native[/cyan]                            compile the native engine for this machine
 """
 
 _ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)

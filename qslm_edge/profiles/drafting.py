@@ -18,7 +18,7 @@ from qslm_edge.profiles.kernels import CPU_PROVIDER, CUDA_PROVIDER
 from qslm_edge.profiles.survey import Survey
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.probe import ProviderProbe
-from qslm_edge.runner.session import RUNTIME_PACKAGES
+from qslm_edge.runner.runtime import RUNTIME_PACKAGES
 from qslm_edge.runner.simulated import LABEL
 
 __all__ = ["Draft", "draft_profile", "kernel_class", "visible_memory"]

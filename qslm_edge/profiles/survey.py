@@ -19,7 +19,7 @@ from qslm_edge.runner.observe import Observed, is_live
 from qslm_edge.runner.power import PowerSource, Unavailable, open_source
 from qslm_edge.runner.power.nvml import ask_nvml, gpu_handles, start_nvml
 from qslm_edge.runner.probe import ProviderProbe
-from qslm_edge.runner.session import uses_gpu
+from qslm_edge.runner.runtime import uses_gpu
 from qslm_edge.runner.survey import RuntimeFacts, has_screen, prove_provider, runtime_facts
 
 __all__ = ["Gpu", "PowerFacts", "Survey", "take_survey"]

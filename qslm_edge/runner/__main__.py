@@ -20,12 +20,16 @@ from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, Qs
 from qslm_edge.runner.doctor import examine
 from qslm_edge.runner.findings import finding_lines
 from qslm_edge.runner.limits import Limits, parse_joules, parse_seconds, parse_speed
+from qslm_edge.runner.native.command import add_build_command, run_build
 from qslm_edge.runner.power import SOURCES
 from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
 from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
 from qslm_edge.runner.processes import add_processes, positive, run_process
-from qslm_edge.runner.session import bundle_path_of
+from qslm_edge.runner.run_settings import RUN_SETTINGS
+from qslm_edge.runner.runtime import bundle_path_of
+from qslm_edge.runner.sessions import ENGINES
+from qslm_edge.runner.sessions.base import ONNXRUNTIME
 from qslm_edge.runner.text import summary_lines
 from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 
@@ -40,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"qslm-edge runner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|meter|doctor|info")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="verify|meter|doctor|info|build-native"
+    )
     verify = commands.add_parser(
         "verify", help="check files, metric, memory, latency and power; give a verdict"
     )
@@ -50,7 +56,27 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--provider", help="execution provider (default: the profile's first choice that is here)"
     )
-    verify.add_argument("--threads", type=positive, default=1, help="threads for decoding (default 1)")
+    verify.add_argument(
+        "--engine",
+        metavar="NAME",
+        help=f"what runs it: {', '.join(ENGINES)} (default: that of {RUN_SETTINGS}, else {ONNXRUNTIME})",
+    )
+    verify.add_argument(
+        "--allow-fallback", action="store_true", help="accept that the provider leaves nodes to the CPU"
+    )
+    verify.add_argument(
+        "--spinning",
+        action=argparse.BooleanOptionalAction,
+        help=f"let waiting threads spin (default: {RUN_SETTINGS}, else not)",
+    )
+    verify.add_argument(
+        "--threads", type=positive, help=f"threads for decoding (default: {RUN_SETTINGS}, else 1)"
+    )
+    verify.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"first measure which settings run fastest here, and keep them in {RUN_SETTINGS}",
+    )
     verify.add_argument(
         "--steps", type=positive, help="decode steps to time (default: at least 512, and some seconds)"
     )
@@ -89,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     info = commands.add_parser("info", help="print what the bundle holds")
     info.add_argument("bundle", nargs="?", type=Path)
+    add_build_command(commands)
     add_processes(commands)
     return parser
 
@@ -104,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _meter(options)
             if options.command == "doctor":
                 return _doctor(options)
+            if options.command == "build-native":
+                _out(run_build(options.cuda, options.json))
+                return 0
             path = options.bundle or bundle_path_of(sys.argv[0]) or Path()
             if options.command == "info":
                 _out(json.dumps(open_bundle(path).manifest, indent=1))
@@ -160,6 +190,10 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
         _limits(options),
         power_source=options.power_source,
         power_marker=options.power_marker,
+        engine=options.engine,
+        spinning=options.spinning,
+        allow_fallback=options.allow_fallback,
+        tune=options.tune,
         root=options.root,
     )
     result = verify_bundle(path, chosen, _each_title_once())

@@ -19,7 +19,8 @@ from qslm_edge.items import Items, Split
 from qslm_edge.metrics import Scores
 from qslm_edge.runner.memory import read_memory
 from qslm_edge.runner.scoring import Scored, classify, plan_logit_bytes, score_items
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions import open_session
+from qslm_edge.runner.sessions.base import Session, SessionOptions
 from qslm_edge.runner.split import scores_dict, split_statistics
 
 __all__ = ["check_golden", "score_bundle"]
@@ -110,8 +111,7 @@ def _agreement(scored: Scored, reference: Scores, top: Any, items: Items) -> dic
 def score_bundle(
     bundle: Bundle,
     *,
-    provider: str,
-    threads: int,
+    options: SessionOptions,
     splits: list[Split],
     memory_budget_bytes: int | None = None,
     note: Note,
@@ -120,7 +120,7 @@ def score_bundle(
 
     Args:
         bundle: what to score.
-        provider, threads: of the session.
+        options: how it is loaded.
         splits: which items.
         memory_budget_bytes: limit of a process on the device; chunks are chosen so that scoring keeps to it too.
         note: told (title, share) of each step.
@@ -128,7 +128,7 @@ def score_bundle(
     Returns:
         JSON-able results with the peak RSS of this process; when the golden vectors fail nothing else is run.
     """
-    session = Session(bundle, provider=provider, threads=threads)
+    session = open_session(bundle, options)
     result: dict[str, Any] = {
         "session": session.describe(),
         "golden": check_golden(session, bundle),

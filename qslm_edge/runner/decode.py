@@ -16,12 +16,11 @@ from qslm_edge.runner.clock_watch import ClockWatch, stored_samples
 from qslm_edge.runner.conditions import compare, read_conditions
 from qslm_edge.runner.latency import summarise_latency
 from qslm_edge.runner.memory import read_memory
-from qslm_edge.runner.session import import_onnxruntime, uses_gpu
+from qslm_edge.runner.sessions import load_library
 from qslm_edge.runner.stream import PROMPT_TOKENS, DecodeOptions, Stream, load, stream_tokens
 
 __all__ = ["measure_latency", "measure_prefill", "prefill_result"]
 
-PREFILL_CHUNK = 128
 MIN_STEPS, MAX_STEPS = 512, 8192
 MIN_RUN_S = 4.0
 """Where the user names no number of steps: enough for the interval of p99, and for three readings of clocks."""
@@ -45,7 +44,7 @@ def measure_latency(bundle: Bundle, items: Items, options: DecodeOptions, note: 
         RuntimeFault: the runtime refuses or fails.
         EnvironmentFault: the clock cannot be trusted.
     """
-    import_onnxruntime()  # so that loading the library is not taken for loading the model
+    load_library(options.session)  # so that loading the library is not taken for loading the model
     tokens = stream_tokens(items)
     note("latency")
     begun = time.perf_counter()
@@ -74,7 +73,7 @@ def measure_latency(bundle: Bundle, items: Items, options: DecodeOptions, note: 
 def _timed(stream: Stream, options: DecodeOptions) -> tuple[list[float], dict[str, Any]]:
     """Seconds of each step, and the conditions at both edges of the run and within."""
     before = read_conditions(options.root)
-    with ClockWatch(use_gpu=uses_gpu(options.provider)) as watch:
+    with ClockWatch(use_gpu=options.session.uses_gpu) as watch:
         stream.warm_up()  # reading takes milliseconds, in which clocks and caches go back to rest
         samples: list[float] = []
         total_s = 0.0
@@ -111,32 +110,31 @@ def measure_prefill(bundle: Bundle, items: Items, options: DecodeOptions, note: 
     Raises:
         RuntimeFault: the runtime refuses or fails.
     """
-    import_onnxruntime()
+    load_library(options.session)
     tokens = stream_tokens(items)
     note("prefill")
-    session = load(bundle, options)
-    Stream(session, tokens).feed(min(PREFILL_CHUNK, options.prefill_tokens))
+    session, chunk = load(bundle, options), options.session.prefill_chunk
+    Stream(session, tokens).feed(min(chunk, options.prefill_tokens))
     stream = Stream(session, tokens)
-    sizes, seconds = [], []
-    for start in range(0, options.prefill_tokens, PREFILL_CHUNK):
-        sizes.append(min(PREFILL_CHUNK, options.prefill_tokens - start))
+    seconds = []
+    for start in range(0, options.prefill_tokens, chunk):
         begun = time.perf_counter()
-        stream.feed(sizes[-1])
+        stream.feed(min(chunk, options.prefill_tokens - start))
         seconds.append(time.perf_counter() - begun)
     summarise_latency(seconds)  # refuses a clock that jumps
     return {
-        "prefill": prefill_result(options.prefill_tokens, seconds),
+        "prefill": prefill_result(options.prefill_tokens, chunk, seconds),
         "memory": read_memory().to_dict(),
     }
 
 
-def prefill_result(tokens: int, chunks_s: list[float]) -> dict[str, Any]:
+def prefill_result(tokens: int, chunk: int, chunks_s: list[float]) -> dict[str, Any]:
     """Speed of a prompt from the seconds of its chunks; null with the reason where there is none."""
     seconds = sum(chunks_s)
     result: dict[str, Any] = {
         "tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds > 0 else None,
-        "chunk": PREFILL_CHUNK,
+        "chunk": chunk,
         "seconds": seconds,
         "chunk_samples_s": chunks_s,
     }

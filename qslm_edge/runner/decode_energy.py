@@ -21,7 +21,7 @@ from qslm_edge.runner.power import (
     measure_energy,
     open_source,
 )
-from qslm_edge.runner.session import import_onnxruntime, uses_gpu
+from qslm_edge.runner.sessions import load_library
 from qslm_edge.runner.simulated import mark_source
 from qslm_edge.runner.stream import PROMPT_TOKENS, DecodeOptions, Stream, load, stream_tokens
 
@@ -51,14 +51,14 @@ def measure_decode_energy(
             return no_energy(source.reason, source.name)
         source = ExternalMeter(source.reason)  # a marker is made for a meter that looks on
     try:
-        import_onnxruntime()
+        load_library(options.session)
         tokens = stream_tokens(items)
         note("power")
         stream = Stream(load(bundle, options), tokens)
         stream.feed(PROMPT_TOKENS)
         phases = PRESETS[options.power]
         before = read_conditions(options.root)
-        work = _Work(stream, uses_gpu(options.provider), phases.run_s)
+        work = _Work(stream, options.session.uses_gpu, phases.run_s)
         results = [
             measure_energy(source, work, **phases.lengths(), marker=options.power_marker and number == 0)
             for number in range(phases.repeats)
@@ -99,7 +99,7 @@ class _Work:
 
 def _power_source(options: DecodeOptions) -> PowerSource | Unavailable:
     """The profile's source, or another of this host where this is a rehearsal."""
-    gpu = uses_gpu(options.provider)
+    gpu = options.session.uses_gpu
     if not is_live(options.root):
         source = open_source(
             options.power_source, options.root, plan=options.power_plan, use_gpu=gpu, only_preferred=True

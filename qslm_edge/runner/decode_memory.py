@@ -15,7 +15,7 @@ from qslm_edge.items import Items
 from qslm_edge.runner.gpu_memory import GpuRecord, not_used, open_meter
 from qslm_edge.runner.memory import CgroupMemory, available_bytes, cgroup_memory, read_memory
 from qslm_edge.runner.observe import Observed
-from qslm_edge.runner.session import import_onnxruntime, uses_gpu
+from qslm_edge.runner.sessions import load_library
 from qslm_edge.runner.stream import PROMPT_TOKENS, DecodeOptions, Stream, load, stream_tokens
 
 __all__ = ["drop_bytes", "measure_memory"]
@@ -38,10 +38,10 @@ def measure_memory(
     Raises:
         RuntimeFault: the runtime refuses or fails.
     """
-    import_onnxruntime()  # so that `bare` holds the runtime's own libraries
+    load_library(options.session)  # so that `bare` holds the runtime's own libraries
     tokens = stream_tokens(items)
     note("memory")
-    gpu = GpuRecord(open_meter()) if uses_gpu(options.provider) else None  # its library is in `bare` too
+    gpu = GpuRecord(open_meter()) if options.session.uses_gpu else None  # its library is in `bare` too
     group_before, available_before = cgroup_memory(), available_bytes()
     bare = read_memory()
     session = load(bundle, options)
@@ -65,7 +65,7 @@ def measure_memory(
             "decode_peak_rss_bytes": steady.peak_rss_bytes,
             "available": _available(available_before, available_after),
             "cgroup": _cgroup(group_before, group_after),
-            "gpu": not_used(options.provider) if gpu is None else gpu.close(),
+            "gpu": not_used(options.session.place) if gpu is None else gpu.close(),
             "method": "fresh process; VmHWM after load, prompt and warm-up steps with last-token logits",
         },
     }

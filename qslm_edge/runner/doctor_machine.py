@@ -15,7 +15,7 @@ from qslm_edge.runner.memory import available_bytes, cgroup_memory
 from qslm_edge.runner.observe import is_live, list_paths
 from qslm_edge.runner.power import PowerSource, open_source
 from qslm_edge.runner.probe import Outcome, ProviderProbe
-from qslm_edge.runner.session import CPU, RUNTIME_PACKAGES, uses_gpu
+from qslm_edge.runner.runtime import CPU, RUNTIME_PACKAGES, uses_gpu
 from qslm_edge.runner.survey import MemoryProof, RuntimeFacts
 
 __all__ = ["host_findings", "runtime_findings"]

@@ -21,6 +21,7 @@ from qslm_edge.runner.gate import (
     undecided,
 )
 from qslm_edge.runner.limits import Limits
+from qslm_edge.runner.runtime import CPU, NATIVE
 from qslm_edge.runner.text import amount
 
 __all__ = ["checks_of", "energy_interval"]
@@ -92,8 +93,8 @@ def _memory(result: Result, limits: Limits) -> list[Check]:
     memory, profile = result["decode"]["memory"], result["profile"]
     reason = str(memory["steady"].get("reason") or "")
     budget, planned = limits.memory_budget_bytes, result["placement"]["planned"]
-    on_cpu = result["placement"]["provider"] == "CPUExecutionProvider"
-    other = on_cpu and planned[:1] not in ([], ["CPUExecutionProvider"])
+    on_cpu = result["placement"]["provider"] in (CPU, NATIVE)
+    other = on_cpu and planned[:1] not in ([], [CPU])
     note = f"on the CPU; what {planned[0]} takes on the board is not in it" if other else ""
     checks = _present(limit_check("peak RSS", memory["decode_peak_rss_bytes"], budget, "bytes", reason, note))
     if memory["gpu"]["status"] == "not used":

@@ -10,21 +10,18 @@ the same process. Speed is advice: it never turns a right value into a wrong one
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qslm_edge.runner.native_stderr import library_fault, native_stderr
 from qslm_edge.runner.probe_model import COLUMNS, Form, Probe, build_probe
-from qslm_edge.runner.session import CPU, import_onnxruntime
+from qslm_edge.runner.runtime import CPU, import_onnxruntime
 
 __all__ = ["FORMS", "SLOW_RATIO", "Outcome", "ProviderProbe", "judge", "probe_provider"]
 
@@ -42,7 +39,6 @@ times and more."""
 # arithmetic 1e-7 to 1e-6; TF32 of a GPU keeps 10 bits, so about 1e-3. Codes read wrongly are off by 0.1 and more.
 FLOAT_ERROR, INT8_ERROR = 5e-3, 2e-2
 INT8_FLOOR = 1e-3
-MAX_TOLD_BYTES = 2**16
 _ROWS = (1, 5)  # one token, and several: the kernels differ
 _WARM_UPS, _RUNS, _RUNS_S = 2, 15, 0.08
 
@@ -183,7 +179,7 @@ def probe_provider(
 def _run(runtime: Any, provider: str, probe: Probe, float_seconds: float | None) -> Outcome:
     told: list[str] = []
     try:
-        with _native_stderr(told):
+        with native_stderr(told):
             session = _session(runtime, provider, probe.model)
         if provider not in session.get_providers():
             return _refused(probe.form, _why(f"fell back to {', '.join(session.get_providers())}", told))
@@ -209,32 +205,13 @@ def _session(runtime: Any, provider: str, model: bytes) -> Any:
 
 def _why(text: str, told: Sequence[str]) -> str:
     """The reason of a refusal, by what the error says and what the library wrote beside it."""
-    missing = re.search(r"with error: (.{1,200})", "".join(told))
+    missing = library_fault(told)
     if missing is not None:
-        return f"its library does not load: {missing.group(1).strip()}"
+        return f"its library does not load: {missing}"
     if "fallback to the CPU EP" in text or "fallback to CPU EP" in text:
         return "the node would have run on the CPU in its place"
     sentence = re.search(r"was false\. (.+)", text)  # behind the place in the source and its template
     return (sentence.group(1) if sentence is not None else text)[:300]
-
-
-@contextmanager
-def _native_stderr(told: list[str]) -> Iterator[None]:
-    """Append what native code writes to stderr meanwhile; it is kept from the terminal.
-
-    Only there does onnxruntime say why the library of a provider does not load.
-    """
-    sys.stderr.flush()
-    own = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(own, 2)
-            os.close(own)
-            file.seek(0)
-            told.append(file.read(MAX_TOLD_BYTES).decode("utf-8", "replace"))
 
 
 def _relative_error(found: NDArray[np.float32], right: NDArray[np.float64]) -> float:

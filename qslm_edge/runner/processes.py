@@ -20,7 +20,9 @@ from qslm_edge.runner.decode_energy import measure_decode_energy
 from qslm_edge.runner.decode_memory import measure_memory
 from qslm_edge.runner.power import PowerPlan
 from qslm_edge.runner.probe import probe_provider
-from qslm_edge.runner.session import CPU, Session
+from qslm_edge.runner.sessions import open_session
+from qslm_edge.runner.sessions.base import SessionOptions
+from qslm_edge.runner.speed import measure_prefill_chunks, measure_speed
 from qslm_edge.runner.stream import DecodeOptions
 from qslm_edge.runner.survey import prove_memory
 
@@ -31,8 +33,9 @@ _MEASURES = {
     "_latency": measure_latency,
     "_prefill": measure_prefill,
     "_energy": measure_decode_energy,
+    "_speed": measure_speed,
 }
-_OTHERS = ("_golden", "_probe", "_allocation")
+_OTHERS = ("_golden", "_chunks", "_probe", "_allocation")
 
 
 def positive(text: str) -> int:
@@ -48,8 +51,7 @@ def add_processes(commands: Any) -> None:
     for name in ("_score", *_MEASURES):
         hidden = commands.add_parser(name)
         hidden.add_argument("bundle", type=Path)
-        hidden.add_argument("--provider", default=CPU)
-        hidden.add_argument("--threads", type=positive, default=1)
+        SessionOptions.add_arguments(hidden)
         hidden.add_argument("--steps", type=positive)
         hidden.add_argument("--power", default="smoke")
         hidden.add_argument("--power-source")
@@ -59,7 +61,11 @@ def add_processes(commands: Any) -> None:
         hidden.add_argument("--root", type=Path, default=Path("/"))
     golden = commands.add_parser("_golden")
     golden.add_argument("bundle", type=Path)
-    golden.add_argument("--provider", default=CPU)
+    SessionOptions.add_arguments(golden)
+    chunks = commands.add_parser("_chunks")
+    chunks.add_argument("bundle", type=Path)
+    chunks.add_argument("sizes", type=positive, nargs="+")
+    SessionOptions.add_arguments(chunks)
     commands.add_parser("_probe").add_argument("provider")
     commands.add_parser("_allocation")
     for name in ("_score", *_MEASURES, *_OTHERS):
@@ -91,21 +97,22 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
         return probe_provider(options.provider, note=report_progress).to_dict()
     bundle = open_bundle(options.bundle, check=False)
     if options.command == "_golden":
-        session = Session(bundle, provider=options.provider)
+        session = open_session(bundle, SessionOptions.from_arguments(options))
         return {"session": session.describe(), "golden": check_golden(session, bundle)}
+    if options.command == "_chunks":
+        chosen = DecodeOptions(session=SessionOptions.from_arguments(options))
+        return measure_prefill_chunks(bundle, bundle.items("search"), chosen, options.sizes)
     if options.command == "_score":
         splits: list[Any] = [split for split in ("search", "report") if split in bundle.manifest["items"]]
         return score_bundle(
             bundle,
-            provider=options.provider,
-            threads=options.threads,
+            options=SessionOptions.from_arguments(options),
             splits=splits,
             memory_budget_bytes=options.memory_budget_bytes,
             note=report_progress,
         )
     decode = DecodeOptions(
-        threads=options.threads,
-        provider=options.provider,
+        session=SessionOptions.from_arguments(options),
         steps=options.steps,
         power=options.power,
         power_source=options.power_source,

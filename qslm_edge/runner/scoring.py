@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.items import Batch, Items, batches
 from qslm_edge.metrics import Scores
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions.base import Session
 
 __all__ = ["Scored", "plan_chunk", "plan_logit_bytes", "score_items"]
 
 LOGIT_BYTES = 48 * 2**20
-BATCH_ITEMS = 16
 MAX_CHUNK = 64
 
 
@@ -74,7 +73,7 @@ def score_items(
     answers: dict[int, NDArray[np.int32]] = {}
     weight = bundle.classifier_weight() if session.kind == "classification" else None
     vocab = int(bundle.manifest["model"]["vocab_size"])
-    for batch in batches(items, BATCH_ITEMS):
+    for batch in batches(items, session.batch_items):
         if weight is None:
             part, found = _windows(session, batch, plan_chunk(vocab, batch.tokens.shape[1], logit_bytes))
         else:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.items import Items
 from qslm_edge.runner.power import PowerPlan
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions import open_session
+from qslm_edge.runner.sessions.base import DEFAULT, Session, SessionOptions
 
 __all__ = ["PROMPT_TOKENS", "WARMUP_STEPS", "DecodeOptions", "Stream", "load", "stream_tokens"]
 
@@ -29,8 +30,7 @@ class DecodeOptions:
     """How to measure.
 
     Attributes:
-        threads: intra-op threads.
-        provider: execution provider.
+        session: how the bundle is loaded.
         steps: decode steps to time; None times as many as fill some seconds.
         prefill_tokens: tokens of the prefill measurement.
         power: "smoke" or "release".
@@ -42,8 +42,7 @@ class DecodeOptions:
         root: "/"; a folder with a recorded tree plays the board in a test.
     """
 
-    threads: int = 1
-    provider: str = "CPUExecutionProvider"
+    session: SessionOptions = DEFAULT
     steps: int | None = None
     prefill_tokens: int = 512
     power: str = "smoke"
@@ -101,4 +100,4 @@ def load(bundle: Bundle, options: DecodeOptions) -> Session:
     Raises:
         RuntimeFault: the runtime refuses.
     """
-    return Session(bundle, provider=options.provider, threads=options.threads)
+    return open_session(bundle, options.session)

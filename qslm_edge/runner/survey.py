@@ -18,7 +18,7 @@ from qslm_edge.runner.child import run_child
 from qslm_edge.runner.memory import read_memory
 from qslm_edge.runner.observe import list_paths, read_text
 from qslm_edge.runner.probe import ProviderProbe
-from qslm_edge.runner.session import import_onnxruntime
+from qslm_edge.runner.runtime import import_onnxruntime
 
 __all__ = [
     "REMOTE",

@@ -50,6 +50,7 @@ class SearchOptions:
             levels, for comparison).
         scale: of the knapsack's predictions, see `BudgetedSearch`.
         max_steps: evaluations of the knapsack's walk at the most.
+        cuts: hidden units that the knapsack may cut an SRFFN to, falling; empty: none is cut.
         remains: share of a predicted cost that is left where weights are tuned, by part of the model (emb, att, ffn,
             head); empty leaves predictions as they are.
     """
@@ -60,6 +61,7 @@ class SearchOptions:
     method: str = "tiered"
     scale: float | None = None
     max_steps: int = MAX_STEPS
+    cuts: tuple[int, ...] = ()
     remains: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -165,7 +167,7 @@ class _Search:
     front: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.space = LevelMap(self.evaluator.store.model.config)
+        self.space = LevelMap(self.evaluator.store.model.config, self.options.cuts)
 
     def run(self) -> list[Trial]:
         """Every trial of the method, in order."""
@@ -260,7 +262,9 @@ def run_search(
         InfeasibleError: no setting meets every constraint; the message says what would.
     """
     begun = time.monotonic()
-    refuse_hopeless(evaluator, constraints, options.levels, LevelMap(evaluator.store.model.config))
+    refuse_hopeless(
+        evaluator, constraints, options.levels, LevelMap(evaluator.store.model.config, options.cuts)
+    )
     stage("float model on the search items", 1.0)
     reference = float_reference(evaluator, model_digest, advance)
     base = quality(reference.scores)

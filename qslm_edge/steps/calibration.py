@@ -105,17 +105,18 @@ def choose_quantiser(
     if recipe.method == "qslm":
         return _without_data(recipe, "rtn", "the paper's scheme rounds to nearest")
     name = recipe.quantiser
-    if name is not None and not get_quantiser(name).needs_statistics:
+    cuts = recipe.cut_hidden is not None  # which units can go is measured on calibration data too
+    if name is not None and not get_quantiser(name).needs_statistics and not cuts:
         return _without_data(recipe, name, "asked for")
     if recipe.model is not None and recipe.calibration_data is None:
-        if name is None and recipe.calibration_tokens is None:
+        if name is None and recipe.calibration_tokens is None and not cuts:
             return _without_data(
                 recipe, "rtn", "no calibration data; with --calibration-data the default is gptq"
             )
         raise UsageError(
             "no calibration data",
             where="--calibration-data",
-            found=f"--quantiser {name}" if name else "--calibration-tokens",
+            found="--cut-hidden" if cuts else f"--quantiser {name}" if name else "--calibration-tokens",
             hint="give training data of the model with --calibration-data FILE (never search or report data); "
             f"`--calibration-data {EMBEDDED}` takes the embedded {task.title} training text",
         )
@@ -123,7 +124,7 @@ def choose_quantiser(
     try:
         items = _items(recipe, task, tokenizer, window)
     except DataError as error:
-        if name is None and recipe.calibration_data is None:
+        if name is None and recipe.calibration_data is None and not cuts:
             return _without_data(recipe, "rtn", f"no calibration data: {error.what}")
         raise
     _check_amount(items, hierarchy)

@@ -16,12 +16,15 @@ from qslm_edge.bundle.reader import MANIFEST, Bundle
 from qslm_edge.bundle.writer import check_place, finish_bundle, save_arrays, save_scores, save_split, staging
 from qslm_edge.errors import DisagreementError, UsageError
 from qslm_edge.exporters import ExportJob
+from qslm_edge.exporters.onnx_cuda import FUSED_MINIMUM
 from qslm_edge.exporters.onnx_exporter import OnnxExporter
 from qslm_edge.exporters.parity import Parity, check_parity
 from qslm_edge.items import Items
 from qslm_edge.metrics import Scores, quality
+from qslm_edge.profiles.kernels import CUDA_PROVIDER, version_key
 from qslm_edge.progress import Progress
 from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
+from qslm_edge.quantize.cuts import describe_cuts
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.weights import QuantisedWeights
 from qslm_edge.runner.text import json_ready
@@ -82,7 +85,10 @@ def export_bundle(
         plan.calibrate(progress)
     exporter = OnnxExporter()
     store = plan.store() if tuned is None else tuned.store(plan.store())
-    job = ExportJob(store, setting, plan.profile.runtime.opset, plan.profile.runtime.ir_version)
+    runtime = plan.profile.runtime
+    cuda = CUDA_PROVIDER in runtime.providers
+    fused = cuda and version_key(runtime.onnxruntime) >= version_key(FUSED_MINIMUM)
+    job = ExportJob(store, setting, runtime.opset, runtime.ir_version, cuda, fused)
     report_items = plan.items("report")
     float_search, float_report, expected = _scores(plan, job, search_items, report_items, expected, progress)
     give_back_freed_memory()  # the exporter and the runtime need none of what scoring used
@@ -115,7 +121,7 @@ def export_bundle(
                 store.model.tensors["classifier.weight"].cpu().numpy(),
                 allow_pickle=False,
             )
-        manifest = _manifest(plan, setting, expected, items, exported.requirements, tuned)
+        manifest = _manifest(plan, setting, expected, items, exported.requirements, tuned) | exported.parts
         bundle = finish_bundle(work, manifest)
         progress.advance(1, "bundle")
     bundle = Bundle(target, bundle.manifest)
@@ -149,6 +155,7 @@ def describe_export(plan: Plan, setting: Setting, bundle: Bundle, facts: dict[st
         "setting": setting.to_dict(),
         "summary": setting.describe(),
         "quantiser": bundle.manifest["quantiser"],
+        "cuts": bundle.manifest["cuts"],
         "weights": bundle.manifest["weights"],
         "expected": bundle.manifest["expected"]["search"],
         "bundle": {"path": str(bundle.path), "digest": bundle.digest},
@@ -226,6 +233,7 @@ def _manifest(
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_PRIVATE),
         "setting": setting.to_dict(),
         "quantiser": plan.choice.to_dict(),
+        "cuts": describe_cuts(plan.hierarchy, setting),
         "tuning": None if tuned is None else tuned.provenance(),
         "weights": {
             "bytes": weights,

@@ -50,20 +50,20 @@ class Student:
         self.store, self.levels = store, dict(setting.levels)
         origin = store if start is None else _origin(store, setting, start)
         tensors, modules = origin.model.tensors, {module.name: module for module in store.hierarchy.modules}
-        packed: dict[str, list[PackedMatrix]] = {}
+        packed: dict[str, list[tuple[PackedMatrix, Tensor]]] = {}
         self.floats: dict[str, Tensor] = {}
         for name, module in modules.items():
             level = self.levels[name]
             if level.is_packed:
                 matrix = origin.packed(name, level)
-                packed.setdefault(grid_kind(matrix), []).append(matrix)
+                packed.setdefault(grid_kind(matrix), []).append((matrix, origin.original(name, level)))
             elif not _is_sign(module, level, store):
-                self.floats[module.key] = tensors[module.key].detach().clone().requires_grad_()
+                self.floats[module.key] = origin.original(name, level).detach().clone().requires_grad_()
         for block in store.hierarchy.blocks:
             for key, _ in block.float_tensors:
                 self.floats[key] = tensors[key].detach().clone().requires_grad_()
         self.grids = {
-            kind: PackedGrid(found, [tensors[matrix.module.key] for matrix in found])
+            kind: PackedGrid([matrix for matrix, _ in found], [weights for _, weights in found])
             for kind, found in packed.items()
         }
         self._computed: dict[str, Tensor] = {}
@@ -138,7 +138,17 @@ def _is_sign(module: Module, level: Level, store: WeightStore) -> bool:
 
 
 def _origin(store: WeightStore, setting: Setting, start: TunedModel) -> WeightStore:
-    """The tuned model where it has no fewer bits than are wanted; where it has, the float model knows more."""
-    known = dict(start.setting.levels)
-    kept = {name: matrix for name, matrix in start.packed.items() if setting[name].bits <= known[name].bits}
-    return replace(start, packed=kept).store(store)
+    """The tuned model in every matrix that it tells more of than the float model.
+
+    It does at the level itself, and whole at a wider one; where it had fewer bits, or other hidden units, it does not.
+    """
+
+    def tells(name: str, there: Level) -> bool:
+        wanted = setting[name]
+        return wanted == there or (wanted.units is None is there.units and wanted.bits <= there.bits)
+
+    other = {name for name, level in start.setting.levels if not tells(name, level)}
+    keys = {store.modules[name].key for name in other}
+    packed = {name: matrix for name, matrix in start.packed.items() if name not in other}
+    tensors = {key: tensor for key, tensor in start.tensors.items() if key not in keys}
+    return replace(start, packed=packed, tensors=tensors).store(store)

@@ -98,10 +98,13 @@ def test_the_archive_holds_the_runner_and_what_it_imports(lm_bundle: Bundle) -> 
     assert outside == {
         "__main__.py",
         *(f"qslm_edge/{name}.py" for name in ("__init__", "errors", "items", "metrics")),
-        *(f"qslm_edge/bundle/{name}.py" for name in ("__init__", "reader")),
+        *(f"qslm_edge/bundle/{name}.py" for name in ("__init__", "reader", "tensors")),
     }
     # whatever one of them imports of the package is in it
+    assert {"qslm_edge/runner/native/qslm.h", "qslm_edge/runner/native/api.cpp"} <= sources.keys()
     for name, source in sources.items():
+        if not name.endswith(".py"):
+            continue  # the source of the native engine
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qslm_edge"):
                 base = (node.module or "").replace(".", "/")

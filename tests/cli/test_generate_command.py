@@ -20,8 +20,9 @@ from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.errors import RuntimeFault
-from qslm_edge.runner.generate import PROMPT_CHUNK, Generation, Sampling, choose_token
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.generate import Generation, Sampling, choose_token
+from qslm_edge.runner.sessions.base import PREFILL_CHUNK
+from qslm_edge.runner.sessions.portable import PortableSession
 from qslm_edge.tasks.tokenizer import load_tokenizer
 
 Invoke = Callable[..., Result]
@@ -56,7 +57,7 @@ def test_greedy_is_the_most_likely_token_of_the_whole_text(run: Invoke, bundle: 
     """Fed at once without a carried state, the text gives the same choices."""
     prompt = "the river runs down to the old mill"
     told = generated(run, bundle, "--prompt", prompt, "--max-tokens", "6")
-    session, tokenizer = Session(open_bundle(bundle)), load_tokenizer(bundle / "tokenizer.json")
+    session, tokenizer = PortableSession(open_bundle(bundle)), load_tokenizer(bundle / "tokenizer.json")
     ids = tokenizer.encode(prompt).tolist()
     for token in told["token_ids"]:
         logits, _ = session.logits(np.array(ids, np.int64)[:, None], session.initial_state(1), 1)
@@ -66,18 +67,18 @@ def test_greedy_is_the_most_likely_token_of_the_whole_text(run: Invoke, bundle: 
 
 def test_a_long_prompt_runs_in_chunks(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
-    logits = Session.logits
+    logits = PortableSession.logits
 
-    def counted(self: Session, tokens: Any, state: Any, last: int) -> Any:
+    def counted(self: PortableSession, tokens: Any, state: Any, last: int) -> Any:
         lengths.append(len(tokens))
         assert last == 1
         return logits(self, tokens, state, last)
 
-    monkeypatch.setattr(Session, "logits", counted)
-    session = Session(open_bundle(bundle))
-    prompt = np.arange(2 * PROMPT_CHUNK + 5) % 200
+    monkeypatch.setattr(PortableSession, "logits", counted)
+    session = PortableSession(open_bundle(bundle))
+    prompt = np.arange(2 * PREFILL_CHUNK + 5) % 200
     assert len(list(Generation(session, Sampling(), 250).run(prompt, 3))) == 3
-    assert lengths == [PROMPT_CHUNK, PROMPT_CHUNK, 5, 1, 1]
+    assert lengths == [PREFILL_CHUNK, PREFILL_CHUNK, 5, 1, 1]
 
 
 def test_equal_seeds_give_equal_text(run: Invoke, bundle: Path) -> None:

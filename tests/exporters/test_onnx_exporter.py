@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from qslm_edge.bundle.tensors import read_tensors
 from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.exporters import ExportJob, get_exporter
 from qslm_edge.exporters.onnx_exporter import OnnxExporter
@@ -25,7 +26,7 @@ from qslm_edge.quantize.accounting import weight_bytes
 from qslm_edge.quantize.levels import SIGN, Setting, parse_level
 from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.weights import WeightStore
-from qslm_edge.runner.session import import_onnxruntime
+from qslm_edge.runner.runtime import import_onnxruntime
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.spikegpt.model import initial_state
 from tests.helpers.tiny import (
@@ -44,6 +45,9 @@ Array = NDArray[Any]
 LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64", "2g64m")
 EXACT = ("32", "16", "4g64f")
 """Levels with float activations. With int8 activations another processor may round a code the other way."""
+CPU_FLAGS = Path("/proc/cpuinfo")
+KERNELS_KNOWN = CPU_FLAGS.is_file() and "avx512_vnni" in CPU_FLAGS.read_text("utf-8")
+"""Whether this processor's kernels are those that were seen to multiply one row as they do many."""
 MIXED = {
     "emb": "2g32f",
     "blocks.0.att.key": "32",
@@ -60,7 +64,7 @@ MIXED = {
 ONNX_OPERATORS = {
     *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
     *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),
-    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+    *("Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 """Everything that the graph may use of the standard: each has a CPU kernel since onnxruntime 1.18."""
 
@@ -208,6 +212,32 @@ def test_state_over_chunks_and_steps_equals_one_run(
     assert np.abs(whole[1:] - run_lm(session, job, tokens[1:])[0]).max() > 0.1  # the state does matter
 
 
+@pytest.mark.parametrize(
+    ("level", "equal"),
+    [
+        *((level, True) for level in ("32", "16", "8g32", "8g64", "4g32", "2g32", "2g64", "2g32m")),
+        *((level, False) for level in ("4g64", "4g64f", "4g32f", "8g128")),
+    ],
+)
+def test_steps_equal_a_run_bit_for_bit_where_the_kernels_do(
+    level: str, equal: bool, dense: SpikeGPT, tmp_path: Path
+) -> None:
+    """onnxruntime multiplies one row and many by the same sums at some levels, in another order at the rest."""
+    job = make_job(dense, level)
+    session = exported(job, tmp_path)
+    tokens = random_tokens(24, 1)
+    whole, whole_state = run_lm(session, job, tokens)
+    state, steps = None, []
+    for token in tokens:
+        logits, state = run_lm(session, job, token[None], state)
+        steps.append(logits)
+    assert state is not None
+    np.testing.assert_allclose(np.concatenate(steps), whole, atol=1e-4)
+    if equal and KERNELS_KNOWN:
+        assert np.concatenate(steps).tobytes() == whole.tobytes()
+        assert state.tobytes() == whole_state.tobytes()
+
+
 def test_state_is_that_of_torch(dense: SpikeGPT, tmp_path: Path) -> None:
     job = make_job(dense, "32")
     tokens = random_tokens(20, 2)
@@ -271,7 +301,7 @@ def test_equal_jobs_give_equal_bytes(head: Any, tmp_path: Path) -> None:
         OnnxExporter().export(job, directory)
         found.append(digests(directory))
     assert found[0] == found[1]
-    assert sorted(found[0]) == ["model.bin", "model.onnx"]
+    assert sorted(found[0]) == ["model.bin", "model.onnx", "tensors.json"]
 
 
 def test_export_over_an_older_export_leaves_nothing_of_it(dense: SpikeGPT, tmp_path: Path) -> None:
@@ -309,7 +339,7 @@ def test_weight_file_holds_the_counted_bytes_and_padding(
     counted = weight_bytes(job.store.hierarchy, job.setting)
     beside = 4 * 2 * CHANNELS if head == "classifier" else 0  # classifier.npy, a file of the bundle
     assert done.weight_bytes == counted - beside
-    assert done.files == ("model.onnx", "model.bin")
+    assert done.files == ("model.onnx", "model.bin", "tensors.json")
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     outside = [t for t in graph.initializer if t.external_data]
     size = (tmp_path / "model.bin").stat().st_size
@@ -322,11 +352,17 @@ def test_external_data_is_aligned_and_does_not_overlap(dense: SpikeGPT, tmp_path
     OnnxExporter().export(make_job(dense, "2g32"), tmp_path)
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     spans = []
+    table = read_tensors(tmp_path / "tensors.json", (tmp_path / "model.bin").stat().st_size).tensors
     for tensor in graph.initializer:
         entry = {item.key: item.value for item in tensor.external_data}
         if entry:
             assert entry["location"] == "model.bin"
             spans.append((int(entry["offset"]), int(entry["offset"]) + int(entry["length"])))
+            listed = table.pop(tensor.name)  # tensors.json says the same of it
+            assert (listed.offset, listed.offset + listed.nbytes) == spans[-1]
+            assert listed.shape == tuple(tensor.dims)
+            assert np.dtype(listed.dtype) == onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    assert not table
     assert all(begin % ALIGNMENT == 0 for begin, _ in spans)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
     assert spans[-1][1] == (tmp_path / "model.bin").stat().st_size

@@ -12,7 +12,7 @@ from qslm_edge.runner.machine import Machine
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.probe import FORMS, ProviderProbe, judge
 from qslm_edge.runner.probe_model import Form
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 from qslm_edge.runner.survey import RuntimeFacts
 
 __all__ = ["make_survey", "working"]

@@ -20,7 +20,7 @@ from qslm_edge.runner.cores import CoreKind
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.probe import FORMS, ProviderProbe, judge
 from qslm_edge.runner.probe_model import Form
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 from qslm_edge.runner.simulated import LABEL
 from qslm_edge.runner.survey import RuntimeFacts
 from tests.helpers.surveys import make_survey

@@ -13,7 +13,7 @@ from qslm_edge.profiles.drafting import draft_profile
 from qslm_edge.profiles.survey import Gpu, take_survey
 from qslm_edge.runner.bandwidth import Bandwidth
 from qslm_edge.runner.power.fake import FakeNvml
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 from qslm_edge.runner.survey import RuntimeFacts
 from tests.helpers.surveys import working
 

@@ -19,7 +19,8 @@ from qslm_edge.metrics import Scores, paired, quality
 from qslm_edge.runner import checks, split
 from qslm_edge.runner.checks import check_golden, score_bundle
 from qslm_edge.runner.scoring import Scored
-from qslm_edge.runner.session import CPU, Session
+from qslm_edge.runner.sessions.base import DEFAULT
+from qslm_edge.runner.sessions.portable import PortableSession
 from tests.helpers.bundle_fixtures import CopyBundle
 from tests.helpers.bundles import make_bundle
 
@@ -28,9 +29,7 @@ Result = dict[str, Any]
 
 def score(bundle: Bundle, *splits: Any, told: list[tuple[str, float]] | None = None) -> Result:
     notes = [] if told is None else told
-    return score_bundle(
-        bundle, provider=CPU, threads=1, splits=list(splits), note=lambda t, s: notes.append((t, s))
-    )
+    return score_bundle(bundle, options=DEFAULT, splits=list(splits), note=lambda t, s: notes.append((t, s)))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def changed(copy_bundle: CopyBundle) -> Any:
 
 
 def test_golden_vectors_of_a_language_model(lm_bundle: Bundle) -> None:
-    session, golden = Session(lm_bundle), lm_bundle.golden()
+    session, golden = PortableSession(lm_bundle), lm_bundle.golden()
     result = check_golden(session, lm_bundle)
     tokens = golden["tokens"].astype(np.int64)
     logits, _ = session.logits(tokens, session.initial_state(tokens.shape[1]), len(tokens))
@@ -73,7 +72,7 @@ def test_golden_vectors_of_a_language_model(lm_bundle: Bundle) -> None:
 
 
 def test_golden_vectors_of_a_classifier(classifier_bundle: Bundle) -> None:
-    result = check_golden(Session(classifier_bundle), classifier_bundle)
+    result = check_golden(PortableSession(classifier_bundle), classifier_bundle)
     assert result["ok"] is True
     assert 0 <= result["value"] < 0.1
     assert result["measure"] == "largest difference of a class probability"
@@ -92,17 +91,17 @@ def test_other_golden_outputs_are_found(
     other_outputs(
         bundle, lambda x: np.roll(x, 1, -1) + np.float32(3) * np.arange(x.shape[-1], dtype=np.float32)
     )
-    assert check_golden(Session(bundle), bundle)["ok"] is False
+    assert check_golden(PortableSession(bundle), bundle)["ok"] is False
 
 
 def test_the_tolerance_of_the_manifest_decides(lm_bundle: Bundle, changed: Any) -> None:
     bundle = changed(lm_bundle)
     other_outputs(bundle, lambda x: x * np.float32(0.5))
-    value = check_golden(Session(bundle), bundle)["value"]
+    value = check_golden(PortableSession(bundle), bundle)["value"]
     assert value > 1e-3
     for tolerance, ok in ((value, True), (0.99 * value, False)):
         bundle.manifest["golden"]["tolerance"] = tolerance
-        assert check_golden(Session(bundle), bundle)["ok"] is ok
+        assert check_golden(PortableSession(bundle), bundle)["ok"] is ok
 
 
 def test_not_a_number_is_no_agreement(lm_bundle: Bundle, changed: Any) -> None:
@@ -113,7 +112,7 @@ def test_not_a_number_is_no_agreement(lm_bundle: Bundle, changed: Any) -> None:
         return x
 
     other_outputs(bundle, poison)
-    result = check_golden(Session(bundle), bundle)
+    result = check_golden(PortableSession(bundle), bundle)
     assert result["ok"] is False
     assert math.isnan(result["value"])
 
@@ -293,5 +292,5 @@ def test_only_what_was_asked_for_is_scored(classifier_bundle: Bundle) -> None:
 
 def test_the_session_and_the_memory_are_told(lm_result: Result) -> None:
     assert lm_result["session"]["threads"] == 1
-    assert lm_result["session"]["provider"] == CPU
+    assert lm_result["session"]["provider"] == DEFAULT.provider
     assert lm_result["memory"]["peak_rss_bytes"] >= lm_result["memory"]["rss_bytes"] > 10**7

@@ -19,7 +19,7 @@ from qslm_edge.runner import decode
 from qslm_edge.runner.condition_readers import Conditions
 from qslm_edge.runner.decode import MAX_STEPS, MIN_STEPS, measure_latency, measure_prefill, prefill_result
 from qslm_edge.runner.observe import Observed
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions.portable import PortableSession
 from qslm_edge.runner.stream import PROMPT_TOKENS, WARMUP_STEPS, DecodeOptions, Stream
 
 Note = Callable[[str], None]
@@ -51,14 +51,14 @@ def fed_by(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, act: Callable[[Any],
     """Shapes of every call, and every token in order, on items that are fewer than the steps."""
     shapes: list[tuple[int, int, int]] = []
     given: list[int] = []
-    run = Session.logits
+    run = PortableSession.logits
 
-    def logits(self: Session, tokens: Any, state: Any, last: int) -> Any:
+    def logits(self: PortableSession, tokens: Any, state: Any, last: int) -> Any:
         shapes.append((*tokens.shape, last))
         given.extend(tokens[:, 0].tolist())
         return run(self, tokens, state, last)
 
-    monkeypatch.setattr(Session, "logits", logits)
+    monkeypatch.setattr(PortableSession, "logits", logits)
     items = bundle.items("search").subset([0, 1])  # 48 tokens
     act(items)
     assert {(batch, last) for _, batch, last in shapes} == {(1, 1)}  # one stream, logits of the last only
@@ -96,7 +96,7 @@ def test_prefill_runs_in_chunks_after_one_that_does_not_count(
 
 
 def test_a_prefill_that_took_no_time_is_no_speed() -> None:
-    found = prefill_result(128, [0.0])
+    found = prefill_result(128, 64, [0.0])
     assert found["tokens_per_s"] is None
     assert "too coarse" in found["reason"]
 
@@ -120,10 +120,10 @@ def test_conditions_are_read_at_the_edges_of_the_timed_run_and_within(
     lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    run = Session.logits
+    run = PortableSession.logits
     low = {"cpu.policy0.clock_hz": 10**9, "cpu.policy0.max_clock_hz": 2 * 10**9}
 
-    def logits(self: Session, tokens: Any, state: Any, last: int) -> Any:
+    def logits(self: PortableSession, tokens: Any, state: Any, last: int) -> Any:
         order.append("step" if len(tokens) == 1 else "long")
         return run(self, tokens, state, last)
 
@@ -145,7 +145,7 @@ def test_conditions_are_read_at_the_edges_of_the_timed_run_and_within(
         def __exit__(self, *_: object) -> None:
             order.append("end")
 
-    monkeypatch.setattr(Session, "logits", logits)
+    monkeypatch.setattr(PortableSession, "logits", logits)
     monkeypatch.setattr(decode, "read_conditions", read)
     monkeypatch.setattr(decode, "ClockWatch", Watch)
     conditions = measure(lm_bundle, steps=20)["conditions"]
@@ -183,7 +183,7 @@ def test_a_runtime_that_is_missing_is_one_line(lm_bundle: Bundle, monkeypatch: p
 def test_decoding_for_some_seconds_counts_its_tokens(
     lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = Stream(Session(lm_bundle), np.arange(10))
+    stream = Stream(PortableSession(lm_bundle), np.arange(10))
     ticks = iter([0.0, 0.0, 0.5, 1.5, 2.5])
     monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     assert stream.run_for(2.0) == 3

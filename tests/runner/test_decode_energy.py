@@ -26,6 +26,7 @@ from qslm_edge.runner.power import (
     energy_dict,
     summarise_repeats,
 )
+from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.stream import DecodeOptions
 
 SILENT: Callable[[str], None] = lambda _title: None  # noqa: E731
@@ -124,7 +125,9 @@ def test_the_source_fits_the_provider_and_the_board(
 ) -> None:
     protocol.results = [energy(0.5, 0.2)]
     plan = PowerPlan("ina3221", ("VDD_IN",))
-    options = DecodeOptions(provider=provider, power_source="ina3221", power_plan=plan, is_board=board)
+    options = DecodeOptions(
+        session=SessionOptions(provider=provider), power_source="ina3221", power_plan=plan, is_board=board
+    )
     decode_energy._power_source(options)
     assert protocol.asked == [{"preferred": "ina3221", "plan": plan, "use_gpu": gpu, "only_preferred": board}]
 

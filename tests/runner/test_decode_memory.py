@@ -16,6 +16,7 @@ from qslm_edge.runner.decode_memory import drop_bytes, measure_memory
 from qslm_edge.runner.memory import CgroupMemory, cgroup_memory, read_memory
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.power.base import Unavailable
+from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.stream import DecodeOptions, Stream
 
 Result = dict[str, Any]
@@ -79,7 +80,7 @@ def test_a_gpu_is_read_at_every_stage(lm_bundle: Bundle, monkeypatch: pytest.Mon
         def close(self) -> Result:
             return {"status": "unavailable", "reason": "no driver"}
 
-    monkeypatch.setattr(decode_memory, "uses_gpu", lambda _provider: True)
+    monkeypatch.setattr(SessionOptions, "uses_gpu", True)
     monkeypatch.setattr(decode_memory, "open_meter", lambda: Unavailable("nvml", "no driver"))
     monkeypatch.setattr(decode_memory, "GpuRecord", Record)
     assert measure(lm_bundle)["memory"]["gpu"]["reason"] == "no driver"
@@ -116,6 +117,7 @@ def test_the_peak_of_the_group_is_of_this_run_only_if_it_moved(
 LOAD = """
 import json, mmap, sys
 from qslm_edge.runner.memory import read_memory
+from qslm_edge.runner.sessions.base import SessionOptions
 size = int(sys.argv[1])
 bare = read_memory()
 block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

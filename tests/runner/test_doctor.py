@@ -22,7 +22,7 @@ from qslm_edge.runner.power import Unavailable
 from qslm_edge.runner.power.fake import FakeSource
 from qslm_edge.runner.probe import FORMS, Outcome, ProviderProbe, judge
 from qslm_edge.runner.probe_model import Form
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 from qslm_edge.runner.survey import MemoryProof, RuntimeFacts
 from tests.helpers.bundle_fixtures import CopyBundle
 from tests.helpers.bundles import edit_manifest

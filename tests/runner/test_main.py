@@ -22,7 +22,9 @@ from qslm_edge.runner import processes
 from qslm_edge.runner.child import MEMORY_HINT
 from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.power import PowerPlan
+from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.verify import VerifyOptions
+from tests.helpers.settings import DEFAULT_SETTINGS
 
 Result = dict[str, Any]
 Captured = pytest.CaptureFixture[str]
@@ -56,6 +58,7 @@ def make_result(exit_code: int = 0) -> Result:
         "host": {"why": "a desk"},
         "rehearsal": True,
         "placement": {"provider": "CPUExecutionProvider", "note": "first choice of the profile"},
+        "run_settings": DEFAULT_SETTINGS,
         "checks": [],
         "decode": None,
         "conditions": {"flags": []},
@@ -86,7 +89,9 @@ def test_options_arrive(verified: Any, capsys: Captured) -> None:
     given = VerifyOptions("X", 3, 9, "release", asked, power_source="csv", power_marker=True)
     assert verified.asked == [(Path("place"), given)]
     program.main(["verify", "place"])
-    assert verified.asked[1] == (Path("place"), VerifyOptions(None, 1, None, "smoke", Limits()))
+    assert verified.asked[1] == (Path("place"), VerifyOptions(None, None, None, "smoke", Limits()))
+    program.main(["verify", "place", "--tune", "--no-spinning", "--engine", "onnxruntime"])
+    assert verified.asked[2][1] == VerifyOptions(tune=True, spinning=False, engine="onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -294,15 +299,20 @@ def test_each_measuring_process_answers(
     monkeypatch.setitem(vars(processes)["_MEASURES"], command, measure)
     path = tmp_path / "answer.json"
     words = [command, str(lm_bundle.path), f"--answer={path}", "--steps=5", "--power=smoke"]
-    words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board", "--threads=2"]
+    words += ["--power-source=rapl", "--only-power-source", "--power-marker", "--is-board"]
+    session = SessionOptions(threads=2, spinning=True, allow_fallback=True)
+    words += session.to_arguments()
     assert program.main(words) == 0
     assert answer_of(path) == {"result": {"x": 1}}
     split, options = given
     assert split == "search"
-    assert (options.steps, options.power, options.power_source, options.is_board, options.threads) == (
-        *(5, "smoke", "rapl", True),
-        2,
+    assert (options.steps, options.power, options.power_source, options.is_board) == (
+        5,
+        "smoke",
+        "rapl",
+        True,
     )
+    assert options.session == session
     assert (options.only_source, options.power_marker) == (True, True)
     assert options.power_plan == PowerPlan.from_mapping(lm_bundle.manifest["profile"]["power"])
     assert options.power_plan.total

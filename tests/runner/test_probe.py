@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from qslm_edge.runner import probe as module
+from qslm_edge.runner.native_stderr import native_stderr
 from qslm_edge.runner.probe import SLOW_RATIO, ProviderProbe, judge, probe_provider
 from qslm_edge.runner.probe_model import COLUMNS, Form, Probe, build_probe
-from qslm_edge.runner.session import CPU
+from qslm_edge.runner.runtime import CPU
 
 INT8, FLOAT = Form(4, 4, 32), Form(4, 0, 32)
 
@@ -86,7 +87,7 @@ def test_native_messages_are_kept_from_the_terminal(capfd: pytest.CaptureFixture
         os.write(2, b"from C++ \xff\n")
         raise ValueError("stop")
 
-    with pytest.raises(ValueError, match="stop"), module._native_stderr(told):
+    with pytest.raises(ValueError, match="stop"), native_stderr(told):
         fail()
     os.write(2, b"after\n")
     assert told == ["from C++ \ufffd\n"]

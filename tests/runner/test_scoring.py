@@ -28,7 +28,7 @@ from qslm_edge.runner.scoring import (
     plan_logit_bytes,
     score_items,
 )
-from qslm_edge.runner.session import Session
+from qslm_edge.runner.sessions.portable import PortableSession
 from qslm_edge.spikegpt import SpikeGPT, build_hierarchy, load_checkpoint
 from tests.helpers.bundles import make_bundle
 from tests.helpers.tiny import quantised
@@ -63,7 +63,7 @@ def test_perplexity_is_that_of_torch_window_by_window(split: Any, exact_lm: Bund
     model, whole = torch_model(exact_lm), exact_lm.items(split)
     items = whole.subset(range(whole.n_items - 6, whole.n_items))  # the last of them may be a short window
     assert items.targets is not None
-    scored = score_items(Session(exact_lm), exact_lm, items)
+    scored = score_items(PortableSession(exact_lm), exact_lm, items)
     scores = scored.scores
     assert scores.kind == "language_model"
     assert scores.index.tolist() == list(range(items.n_items))
@@ -85,7 +85,7 @@ def test_perplexity_is_that_of_torch_window_by_window(split: Any, exact_lm: Bund
 def test_accuracy_is_that_of_torch_sentence_by_sentence(exact_classifier: Bundle) -> None:
     items, model = exact_classifier.items("report").subset(range(8)), torch_model(exact_classifier)
     assert items.labels is not None
-    scored = score_items(Session(exact_classifier), exact_classifier, items)
+    scored = score_items(PortableSession(exact_classifier), exact_classifier, items)
     for i, part in each(items):  # each sentence alone, so without padding
         logits = model.classify(torch.from_numpy(items.tokens[part].astype(np.int64))[None])
         label = torch.tensor([int(items.labels[i])])
@@ -102,18 +102,20 @@ def test_chunks_do_not_change_the_scores(
     chunk: int, exact_lm: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = exact_lm.items("report")
-    whole = score_items(Session(exact_lm), exact_lm, items)
+    whole = score_items(PortableSession(exact_lm), exact_lm, items)
     seen: list[tuple[int, int]] = []
-    run = Session.logits
+    run = PortableSession.logits
 
-    def logits(self: Session, tokens: Any, state: Any, last: int) -> Any:
+    def logits(self: PortableSession, tokens: Any, state: Any, last: int) -> Any:
         seen.append(tokens.shape)
         assert last == len(tokens)
         return run(self, tokens, state, last)
 
-    monkeypatch.setattr(Session, "logits", logits)
-    vocabulary, width = exact_lm.manifest["model"]["vocab_size"], scoring.BATCH_ITEMS
-    parts = score_items(Session(exact_lm), exact_lm, items, logit_bytes=4 * vocabulary * width * chunk)
+    monkeypatch.setattr(PortableSession, "logits", logits)
+    vocabulary, width = exact_lm.manifest["model"]["vocab_size"], PortableSession.batch_items
+    parts = score_items(
+        PortableSession(exact_lm), exact_lm, items, logit_bytes=4 * vocabulary * width * chunk
+    )
     assert seen[0] == (min(chunk, int(items.lengths[0])), width)
     assert max(length * batch for length, batch in seen) <= chunk * width
     np.testing.assert_allclose(parts.scores.loss, whole.scores.loss, rtol=1e-5)
@@ -123,15 +125,15 @@ def test_chunks_do_not_change_the_scores(
 
 def test_a_long_sentence_runs_in_pieces(exact_classifier: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     items = exact_classifier.items("report")
-    whole = score_items(Session(exact_classifier), exact_classifier, items)
+    whole = score_items(PortableSession(exact_classifier), exact_classifier, items)
     monkeypatch.setattr(scoring, "MAX_CHUNK", 5)
-    parts = score_items(Session(exact_classifier), exact_classifier, items)
+    parts = score_items(PortableSession(exact_classifier), exact_classifier, items)
     np.testing.assert_allclose(parts.scores.loss, whole.scores.loss, rtol=1e-4)
     assert parts.answers.tolist() == whole.answers.tolist()
 
 
 def test_padding_does_not_enter_the_mean(exact_classifier: Bundle) -> None:
-    session, weight = Session(exact_classifier), exact_classifier.classifier_weight()
+    session, weight = PortableSession(exact_classifier), exact_classifier.classifier_weight()
     tokens = np.arange(12).reshape(6, 2)
     mask = np.ones((6, 2), np.float32)
     mask[4:, 1] = 0
@@ -149,7 +151,7 @@ def test_padding_is_neither_scored_nor_answered(exact_lm: Bundle) -> None:
     lengths = [24, 3, 12, 1]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     uneven = Items("tiny", "report", tokens, offsets, targets=targets[:40])
-    session = Session(exact_lm)
+    session = PortableSession(exact_lm)
     together = score_items(session, exact_lm, uneven)
     assert together.scores.count.tolist() == lengths
     assert len(together.answers) == 40
@@ -163,9 +165,9 @@ def test_padding_is_neither_scored_nor_answered(exact_lm: Bundle) -> None:
 def test_answers_stand_in_item_order_however_items_are_batched(
     exact_classifier: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items, session = exact_classifier.items("search"), Session(exact_classifier)
+    items, session = exact_classifier.items("search"), PortableSession(exact_classifier)
     whole = score_items(session, exact_classifier, items)
-    monkeypatch.setattr(scoring, "BATCH_ITEMS", 3)
+    monkeypatch.setattr(session, "batch_items", 3)
     shares: list[float] = []
     parts = score_items(session, exact_classifier, items, on_batch=shares.append)
     assert parts.scores.index.tolist() == list(range(items.n_items))
@@ -177,7 +179,7 @@ def test_answers_stand_in_item_order_however_items_are_batched(
 
 def test_comparison_with_the_float_model_is_paired_by_item(exact_lm: Bundle) -> None:
     items = exact_lm.items("report")
-    scores = score_items(Session(exact_lm), exact_lm, items).scores
+    scores = score_items(PortableSession(exact_lm), exact_lm, items).scores
     reference, _ = exact_lm.float_scores("report")
     result = paired(reference, scores)
     difference = (scores.loss - reference.loss).sum() / items.n_tokens

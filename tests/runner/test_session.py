@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,14 +17,15 @@ from hypothesis import strategies as st
 
 from qslm_edge.bundle.reader import Bundle, open_bundle
 from qslm_edge.errors import RuntimeFault
-from qslm_edge.runner.session import (
+from qslm_edge.runner.runtime import (
     CPU,
-    Session,
     bundle_path_of,
     import_onnxruntime,
     uses_gpu,
     version_tuple,
 )
+from qslm_edge.runner.sessions.base import SessionOptions
+from qslm_edge.runner.sessions.portable import PortableSession
 from tests.helpers.bundle_fixtures import CopyBundle
 
 
@@ -51,17 +53,32 @@ class FakeRuntime(types.ModuleType):
                 self.entries[key] = value
 
         class InferenceSession:
-            def __init__(self, _path: str, _options: Any, providers: list[str]) -> None:
-                outer.asked = providers
+            def __init__(
+                self, _path: str, options: Any, providers: list[str], enable_fallback: int = 1
+            ) -> None:
+                outer.asked, outer.falls_back = providers, bool(enable_fallback)
+                self.options = options
                 if outer.fault is not None:
                     raise outer.fault
 
             def get_providers(self) -> list[str]:
                 return outer.obtained
 
+            def run(self, outputs: list[str], _feed: Any) -> list[Any]:
+                return [None] * len(outputs)
+
+            def end_profiling(self) -> str:
+                path = f"{self.options.profile_file_prefix}.json"
+                args = {"provider": outer.obtained[0], "op_name": "Scan", "node_index": "0"}
+                Path(path).write_text(
+                    json.dumps([{"cat": "Node", "name": "node_kernel_time", "args": args}]), "utf-8"
+                )
+                return path
+
         self.SessionOptions, self.InferenceSession = SessionOptions, InferenceSession
 
     asked: list[str]
+    falls_back: bool
 
     def get_available_providers(self) -> list[str]:
         return list(self.providers)
@@ -154,7 +171,7 @@ def test_telemetry_of_the_runtime_is_off_unless_it_is_asked_for(
     if given is not None:
         env["ORT_DISABLE_TELEMETRY"] = given
     code = (
-        "import os; from qslm_edge.runner.session import import_onnxruntime as load; load();"
+        "import os; from qslm_edge.runner.runtime import import_onnxruntime as load; load();"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     done = subprocess.run(
@@ -178,7 +195,7 @@ def test_providers_that_work_on_an_nvidia_gpu() -> None:
 def test_a_provider_that_is_not_there_is_refused(lm_bundle: Bundle, install: Any) -> None:
     install(FakeRuntime(providers=("AzureExecutionProvider", CPU)))
     with pytest.raises(RuntimeFault, match="lacks the execution provider") as caught:
-        Session(lm_bundle, provider="CUDAExecutionProvider")
+        PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     line = one_line(caught.value)
     assert "found AzureExecutionProvider, CPUExecutionProvider; allowed: CUDAExecutionProvider" in line
     assert "--provider CPUExecutionProvider" in line
@@ -190,18 +207,26 @@ def test_a_provider_that_was_listed_but_not_obtained_is_refused(lm_bundle: Bundl
     with pytest.raises(
         RuntimeFault, match="fell back to another provider; found CPUExecutionProvider"
     ) as caught:
-        Session(lm_bundle, provider="CUDAExecutionProvider")
+        PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     one_line(caught.value)
     runtime.obtained = ["CUDAExecutionProvider", CPU]
-    assert Session(lm_bundle, provider="CUDAExecutionProvider").provider == "CUDAExecutionProvider"
+    session = PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
     assert runtime.asked == ["CUDAExecutionProvider"]
+    assert not runtime.falls_back  # the binding would go to the CPU by itself
+    placed: Any = session.describe()["placement"]
+    assert placed["nodes"] == {"CUDAExecutionProvider": 1}
+    runtime.obtained = [CPU, "CUDAExecutionProvider"]  # what ran says more than what was obtained
+    with pytest.raises(RuntimeFault, match=r"1 of 1 nodes on the CPU \(1 Scan\)") as caught:
+        PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider"))
+    assert "--allow-fallback" in one_line(caught.value)
+    PortableSession(lm_bundle, SessionOptions(provider="CUDAExecutionProvider", allow_fallback=True))
 
 
 def test_a_model_that_the_runtime_refuses_is_one_line(lm_bundle: Bundle, install: Any) -> None:
     runtime = install(FakeRuntime("1.23.2"))
     runtime.fault = RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Only 4b\nstack\nstack")
     with pytest.raises(RuntimeFault, match="refuses the model; found .*NOT_IMPLEMENTED : Only 4b") as caught:
-        Session(lm_bundle)
+        PortableSession(lm_bundle)
     assert "This is onnxruntime 1.23.2; the bundle was made for 1.22.1 and newer" in one_line(caught.value)
 
 
@@ -209,18 +234,19 @@ def test_a_damaged_graph_is_one_line(lm_bundle: Bundle, copy_bundle: CopyBundle)
     bundle = open_bundle(copy_bundle(lm_bundle))
     (bundle.path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(RuntimeFault, match="onnxruntime refuses the model") as caught:
-        Session(bundle)
+        PortableSession(bundle)
     one_line(caught.value)
 
 
 @pytest.mark.parametrize(("threads", "spinning"), [(1, False), (2, True)])
 def test_options_are_set_and_told(threads: int, spinning: bool, lm_bundle: Bundle, install: Any) -> None:
     runtime = install(FakeRuntime())
-    session = Session(lm_bundle, threads=threads, spinning=spinning)
+    session = PortableSession(lm_bundle, SessionOptions(threads=threads, spinning=spinning))
     assert runtime.options.intra_op_num_threads == threads
     assert runtime.options.inter_op_num_threads == 1
     assert runtime.options.entries == {"session.intra_op.allow_spinning": "1" if spinning else "0"}
     assert session.describe() == {
+        "engine": "onnxruntime",
         "onnxruntime": "1.31.1",
         "provider": CPU,
         "threads": threads,
@@ -230,7 +256,7 @@ def test_options_are_set_and_told(threads: int, spinning: bool, lm_bundle: Bundl
 
 def test_one_thread_without_spinning_is_the_default(lm_bundle: Bundle, install: Any) -> None:
     install(FakeRuntime())
-    described = Session(lm_bundle).describe()
+    described = PortableSession(lm_bundle).describe()
     assert (described["threads"], described["spinning"]) == (1, False)
 
 
@@ -238,7 +264,7 @@ def test_one_thread_without_spinning_is_the_default(lm_bundle: Bundle, install: 
 
 
 def test_the_state_of_a_new_stream(lm_bundle: Bundle) -> None:
-    state = Session(lm_bundle).initial_state(3)
+    state = PortableSession(lm_bundle).initial_state(3)
     n_layer = lm_bundle.manifest["state"]["n_layer"]
     assert (state.shape, state.dtype.name) == ((7 * n_layer, 3, 64), "float32")
     layers = state.reshape(n_layer, 7, 3, 64)
@@ -247,14 +273,14 @@ def test_the_state_of_a_new_stream(lm_bundle: Bundle) -> None:
 
 
 def test_golden_outputs_come_from_the_session(lm_bundle: Bundle, classifier_bundle: Bundle) -> None:
-    golden, session = lm_bundle.golden(), Session(lm_bundle)
+    golden, session = lm_bundle.golden(), PortableSession(lm_bundle)
     tokens = golden["tokens"].astype(np.int64)
     logits, state = session.logits(tokens, session.initial_state(tokens.shape[1]), len(tokens))
     assert np.mean(np.abs(logits - golden["expected"]).max(-1) < 1e-3) > 0.7
     again, _ = session.logits(tokens, session.initial_state(tokens.shape[1]), 1)
     np.testing.assert_allclose(again, logits[-1:], atol=1e-5)
     assert state.shape == session.initial_state(tokens.shape[1]).shape
-    other = Session(classifier_bundle)
+    other = PortableSession(classifier_bundle)
     tokens = classifier_bundle.golden()["tokens"].astype(np.int64)
     mask = np.ones(tokens.shape, np.float32)
     pooled, count, _ = other.pooled(tokens, other.initial_state(tokens.shape[1]), mask)
@@ -262,13 +288,49 @@ def test_golden_outputs_come_from_the_session(lm_bundle: Bundle, classifier_bund
     assert (count == len(tokens)).all()
 
 
-def test_what_fails_while_running_is_one_line(lm_bundle: Bundle) -> None:
-    session = Session(lm_bundle)
-    with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.full((1, 1), 10**6), session.initial_state(1), 1)
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.full((1, 1), 10**6), "outside the vocabulary; found 1000000; allowed: 0 to"),
+        (np.array([[3], [-1]]), "outside the vocabulary; found -1"),
+        (np.zeros((0, 1), np.int64), "no tokens to run"),
+        (np.zeros(3, np.int64), "no tokens to run"),
+    ],
+)
+def test_tokens_are_checked_before_the_runtime_sees_them(
+    tokens: Any, said: str, lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = PortableSession(lm_bundle)
+    monkeypatch.setattr(session, "_session", None)
+    with pytest.raises(RuntimeFault, match=said) as caught:
+        session.logits(tokens, session.initial_state(1), 1)
     one_line(caught.value)
+
+
+@pytest.mark.parametrize("last", [0, -1, 3])
+def test_logits_of_tokens_that_are_not_there_are_refused(last: int, lm_bundle: Bundle) -> None:
+    session = PortableSession(lm_bundle)
+    with pytest.raises(RuntimeFault, match="logits of too many tokens"):
+        session.logits(np.zeros((2, 1), np.int64), session.initial_state(1), last)
+
+
+def test_a_state_of_another_model_or_batch_is_refused(lm_bundle: Bundle, classifier_bundle: Bundle) -> None:
+    session, other = PortableSession(lm_bundle), PortableSession(classifier_bundle)
+    tokens = np.zeros((1, 1), np.int64)
+    for state in (session.initial_state(1)[:-1], session.initial_state(2), session.initial_state(1)[..., 1:]):
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of") as caught:
+            session.logits(tokens, state, 1)
+        one_line(caught.value)
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of"):
+            other.pooled(tokens, state, np.ones((1, 1), np.float32))
+    with pytest.raises(RuntimeFault, match="found float64"):
+        session.logits(tokens, session.initial_state(1).astype(np.float64), 1)
+
+
+def test_what_fails_while_running_is_one_line(lm_bundle: Bundle) -> None:
+    session = PortableSession(lm_bundle)
     with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.zeros((1, 1), np.int64), session.initial_state(1)[:-1], 1)
+        session.logits(np.zeros((1, 1), np.int32), session.initial_state(1), 1)
     one_line(caught.value)
 
 

@@ -29,6 +29,21 @@ def test_an_untuned_student_is_the_quantised_model(store: WeightStore, level: st
     assert mine.requires_grad
 
 
+@pytest.mark.parametrize("level", ["2g64@64", "4g32@96", "16@128", "32@32"])
+def test_a_student_is_built_from_the_cut_model(cut_store: WeightStore, level: str) -> None:
+    chosen = setting(cut_store, level)
+    student = Student(cut_store, chosen)
+    student.refresh()
+    mine = features(student, cut_store, TOKENS)
+    with torch.no_grad():
+        theirs = features(QuantisedWeights(cut_store, chosen), cut_store, TOKENS)
+    assert torch.equal(mine, theirs)
+    made = {name: torch.from_numpy(matrix.dequantise()) for name, matrix in student.packed().items()}
+    made |= {key.removesuffix(".weight"): tensor for key, tensor in student.tensors().items()}
+    units = parse_level(level).units
+    assert (made["blocks.1.ffn.key"].shape, made["blocks.1.ffn.value"].shape) == ((units, 64), (64, units))
+
+
 def test_a_binary_embedding_stays_its_signs(binary_store: WeightStore) -> None:
     student = Student(binary_store, setting(binary_store, "2g64"))
     assert "emb.weight" not in dict(student.parameters())

@@ -1,0 +1,146 @@
+/* 8 rows at a time with AVX2. Pairs of products are summed in 16 bits, which holds them: 15 x 127 x 2, or 128 x 127 x 2. */
+#ifndef QSLM_LANES_AVX2_H
+#define QSLM_LANES_AVX2_H
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace qslm {
+
+struct Isa {
+    static constexpr const char *kName = "cpu avx2";
+    static constexpr int kRows = 8;
+    static constexpr int kBytes = 32;
+    static constexpr int kTileVectors = 2;
+    static constexpr int kTileTokens = 4;
+    static constexpr bool kSigned8 = true; /* 8-bit codes are taken as q - 128: unsigned ones overflow 16 bits */
+    typedef __m256i I;
+    typedef __m256 F;
+
+    static I zero() { return _mm256_setzero_si256(); }
+    static I load(const void *p) { return _mm256_loadu_si256(static_cast<const I *>(p)); }
+    static I load_part(const void *p, int bytes) {
+        alignas(32) uint8_t whole[kBytes] = {};
+        std::memcpy(whole, p, bytes);
+        return load(whole);
+    }
+    static void store(void *p, I v) { _mm256_storeu_si256(static_cast<I *>(p), v); }
+    static I all(int32_t x) { return _mm256_set1_epi32(x); }
+    static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+    static I flip_sign(I v) { return _mm256_xor_si256(v, _mm256_set1_epi8(char(0x80))); }
+    template <int kBits> static I dot(I acc, I codes, I inputs) {
+        const I pairs = kBits == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(inputs, codes))
+                                   : _mm256_maddubs_epi16(codes, inputs);
+        return add(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    static I dot_centred(I acc, I codes, I inputs) {
+        return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, codes), _mm256_set1_epi16(1)));
+    }
+    static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+    static I sub_bytes(I v, I w) {
+        const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        return _mm256_sub_epi8(v, _mm256_shuffle_epi8(w, _mm256_broadcastsi128_si256(lowest)));
+    }
+    static I sub_product(I v, I a, I b) { return _mm256_sub_epi32(v, _mm256_mullo_epi32(a, b)); }
+
+    template <int kBits, int kPlane> static I field(I v) {
+        if constexpr (kBits == 8) return v;
+        if constexpr (kPlane > 0) v = _mm256_srli_epi16(v, kBits * kPlane);
+        return _mm256_and_si256(v, _mm256_set1_epi8((1 << kBits) - 1));
+    }
+    template <int kBits> static I shifted(I v, int by) {
+        return _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(by)), all((1 << kBits) - 1));
+    }
+
+    static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+    static F load_float(const float *p) { return _mm256_loadu_ps(p); }
+    static void store_float(float *p, F v) { _mm256_storeu_ps(p, v); }
+    static F all_float(float x) { return _mm256_set1_ps(x); }
+    static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+    static F add(F a, F b) { return _mm256_add_ps(a, b); }
+
+    static I combine(I a, I b, I c, I d) {
+        const I ab = add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        const I cd = add(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        return add(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    }
+    static void combine_halves(I a, I b, I c, I d, I *even, I *odd) {
+        const I ab = pair_sums(a, b), cd = pair_sums(c, d);
+        *even = _mm256_unpacklo_epi64(ab, cd);
+        *odd = _mm256_unpackhi_epi64(ab, cd);
+    }
+    template <int kParts> static void spread(const I *d, I *groups) {
+        const I first = _mm256_permute2x128_si256(d[0], d[1], 0x20);
+        const I second = _mm256_permute2x128_si256(d[0], d[1], 0x31);
+        if constexpr (kParts == 1) {
+            groups[0] = first;
+            groups[1] = second;
+        } else {
+            groups[0] = add(first, second);
+        }
+    }
+
+    static void transpose(I *v) {
+        I a[8];
+        for (int i = 0; i < 8; i += 4) {
+            const I p = _mm256_unpacklo_epi32(v[i], v[i + 1]), q = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+            const I r = _mm256_unpacklo_epi32(v[i + 2], v[i + 3]), s = _mm256_unpackhi_epi32(v[i + 2], v[i + 3]);
+            a[i] = _mm256_unpacklo_epi64(p, r);
+            a[i + 1] = _mm256_unpackhi_epi64(p, r);
+            a[i + 2] = _mm256_unpacklo_epi64(q, s);
+            a[i + 3] = _mm256_unpackhi_epi64(q, s);
+        }
+        for (int i = 0; i < 4; ++i) {
+            v[i] = _mm256_permute2x128_si256(a[i], a[i + 4], 0x20);
+            v[i + 4] = _mm256_permute2x128_si256(a[i], a[i + 4], 0x31);
+        }
+    }
+
+    static I words(const uint8_t *p, ptrdiff_t stride) {
+        __m128i part[2];
+        for (int i = 0; i < 2; ++i) {
+            const uint8_t *q = p + 4 * i * stride;
+            part[i] = _mm_setr_epi32(word(q), word(q + stride), word(q + 2 * stride), word(q + 3 * stride));
+        }
+        return _mm256_set_m128i(part[1], part[0]);
+    }
+
+    static void halves(const uint8_t *p, ptrdiff_t stride, float *out, int out_stride) {
+        __m128i a[8], b[8];
+        for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + i * stride));
+        for (int i = 0; i < 4; ++i) {
+            b[2 * i] = _mm_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+        }
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 2; ++j) {
+                a[4 * i + 2 * j] = _mm_unpacklo_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+                a[4 * i + 2 * j + 1] = _mm_unpackhi_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+            }
+        for (int j = 0; j < 4; ++j) {
+            store_float(out + out_stride * (2 * j), _mm256_cvtph_ps(_mm_unpacklo_epi64(a[j], a[4 + j])));
+            store_float(out + out_stride * (2 * j + 1), _mm256_cvtph_ps(_mm_unpackhi_epi64(a[j], a[4 + j])));
+        }
+    }
+
+    static void widen(const uint8_t *p, float *out) {
+        for (int i = 0; i < 16; i += 8)
+            store_float(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 2 * i))));
+    }
+
+  private:
+    static I pair_sums(I a, I b) {
+        const I low = _mm256_unpacklo_epi32(a, b), high = _mm256_unpackhi_epi32(a, b);
+        return add(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));
+    }
+    static int32_t word(const uint8_t *p) {
+        int32_t value;
+        std::memcpy(&value, p, 4);
+        return value;
+    }
+};
+
+} // namespace qslm
+#endif
