@@ -99,6 +99,7 @@ class Recipe(BaseModel):
     tune_tokens: Positive | None = Field(None, description="Training tokens of each tuning.")
     tune_rounds: Positive | None = Field(None, le=20, description="Settings that are tuned, at the most.")
     tune_rate: float | None = Field(None, gt=0, le=1, description="Learning rate of tuning.")
+    tune_start: str | None = Field(None, description="Tuned model that tuning goes on from; the float model.")
     seed: int | None = Field(
         None, ge=0, le=2**31, strict=True, description="Seed of tuning: order of the data."
     )

@@ -41,6 +41,7 @@ EVERY = {
     "tune_tokens": 1_000_000,
     "tune_rounds": 2,
     "tune_rate": 0.001,
+    "tune_start": "runs/other/tuned/1.safetensors",
     "seed": 7,
     "mu": 2.5,
     "early": False,

@@ -330,7 +330,8 @@ Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune",
-        help="Tune the weights of each setting on training data (a minute each on a GPU, half an hour or more on a CPU).",
+        help="Tune the weights of each setting on training data "
+        "(a minute each on a GPU, half an hour or more on a CPU).",
         show_default=False,
     ),
 ]
@@ -357,6 +358,16 @@ TuneRate = Annotated[
     float | None,
     typer.Option(
         "--tune-rate", help="Learning rate of tuning. [dim]Default: 0.0015.[/dim]", show_default=False
+    ),
+]
+TuneStart = Annotated[
+    str | None,
+    typer.Option(
+        "--tune-start",
+        metavar="FILE",
+        help="Go on from a tuned model, RUN/tuned/*.safetensors, of this or another setting. "
+        "[dim]Default: from the float model.[/dim]",
+        show_default=False,
     ),
 ]
 Seed = Annotated[

@@ -156,7 +156,15 @@ class WeightStore:
             model: float tensors; for matrices that are packed, the values that they stand for.
             packed: by module; used at their own level.
         """
-        store = WeightStore(model, self.hierarchy, self._cache_bytes, quantiser=self.quantiser)
+        store = WeightStore(
+            model,
+            self.hierarchy,
+            self._cache_bytes,
+            quantiser=self.quantiser,
+            statistics=lambda: (
+                self._statistics
+            ),  # inputs of the float model, should another level be asked for
+        )
         store._packed = {(name, matrix.level): matrix for name, matrix in packed.items()}
         return store
 

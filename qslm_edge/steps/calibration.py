@@ -260,4 +260,4 @@ def _read(hierarchy: Hierarchy, name: str) -> Statistics | None:
 
 def _write(statistics: Statistics, name: str) -> None:
     arrays: dict[str, Any] = {key: moments.gram for key, moments in statistics.items()}
-    keep_arrays(KIND, name, {**arrays, "n_rows": np.int64(next(iter(statistics.values())).n_rows)})
+    keep_arrays(KIND, name, {**arrays, "n_rows": np.array(next(iter(statistics.values())).n_rows)})

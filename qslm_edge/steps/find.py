@@ -105,6 +105,7 @@ def find_setting(
             items=plan.training_items,
             options=plan.tuning,
             digest=plan.digest,
+            start=plan.tuning_start,
             folder=out,
             stage=progress.stage,
             advance=progress.advance,

@@ -27,7 +27,6 @@ from qslm_edge.steps.find import analyse
 from qslm_edge.steps.prepare import Plan
 from qslm_edge.tuning.judge import TunedJudge, tuned_path
 from qslm_edge.tuning.stored import TunedModel, load_tuned
-from qslm_edge.tuning.tuner import tuning_mark
 
 __all__ = ["FILE", "SCHEMA", "Found", "describe_search", "journaled_scores", "read_found", "tuned_model"]
 
@@ -121,9 +120,7 @@ def tuned_model(plan: Plan, setting: Setting, run: Path) -> TunedModel | None:
     """
     if plan.tuning is None:
         return None
-    store, digest = plan.store(), plan.digest
-    mark = tuning_mark(store, setting, plan.training_items, plan.tuning, digest)
-    return load_tuned(tuned_path(run, mark), store, digest)
+    return load_tuned(tuned_path(run, plan.tuning_mark(setting)), plan.store(), plan.digest)
 
 
 def journaled_scores(plan: Plan, items: Items, setting: Setting, run: Path) -> Scores | None:
@@ -138,8 +135,7 @@ def journaled_scores(plan: Plan, items: Items, setting: Setting, run: Path) -> S
     journal = Journal(path, plan.task.kind, plan.fingerprint_parts(items))
     if plan.tuning is None:
         return journal.get(Judge.purpose, fingerprint(setting.to_dict()))
-    mark = tuning_mark(plan.store(), setting, plan.training_items, plan.tuning, plan.digest)
-    return journal.get(TunedJudge.purpose, mark)
+    return journal.get(TunedJudge.purpose, plan.tuning_mark(setting))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from qslm_edge.items import Items, Split
 from qslm_edge.profiles import Profile, load_profile
 from qslm_edge.progress import Progress
 from qslm_edge.quantize.calibrate import Statistics
-from qslm_edge.quantize.levels import FLOAT16, FLOAT32, MIDRISE_BITS, Level, parse_level
+from qslm_edge.quantize.levels import FLOAT16, FLOAT32, MIDRISE_BITS, Level, Setting, parse_level
 from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.simulated import PAPER_LEVELS
 from qslm_edge.quantize.weights import WeightStore
@@ -38,6 +38,8 @@ from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from qslm_edge.tuning.judge import REMAINS, SCALE
 from qslm_edge.tuning.options import TuneOptions
+from qslm_edge.tuning.stored import TunedModel, load_tuned
+from qslm_edge.tuning.tuner import tuning_mark
 
 __all__ = ["Plan", "allowed_level", "default_levels", "listed_levels", "prepare"]
 
@@ -146,6 +148,23 @@ class Plan:
         """The matrices at any level, each quantised once for all steps."""
         return self._store
 
+    @cached_property
+    def tuning_start(self) -> TunedModel | None:
+        """The tuned model that tuning goes on from; None where it begins with the float model.
+
+        Raises:
+            RunError: missing, damaged, or of another float model.
+        """
+        path = self.recipe.tune_start
+        return None if path is None else load_tuned(Path(path), self.store(), self.digest)
+
+    def tuning_mark(self, setting: Setting) -> str:
+        """Fingerprint of the tuned model of a setting; a plan that tunes has one."""
+        options = self.tuning or TuneOptions()
+        return tuning_mark(
+            self.store(), setting, self.training_items, options, self.digest, self.tuning_start
+        )
+
     def fingerprint_parts(self, items: Items) -> dict[str, Any]:
         """What a score depends on, for the journal."""
         return {
@@ -222,6 +241,7 @@ def _tuning(recipe: Recipe, device: str) -> TuneOptions | None:
         "tune_tokens": recipe.tune_tokens,
         "tune_rounds": recipe.tune_rounds,
         "tune_rate": recipe.tune_rate,
+        "tune_start": recipe.tune_start,
         "seed": recipe.seed,
     }
     given = {name: value for name, value in given.items() if value is not None}

@@ -90,15 +90,15 @@ class PackedGrid:
         """The float32 matrices [N, K] that the packed forms stand for, with gradients of both parameters."""
         scale = self._scale()
         values = torch.where(self._dead, 0.0, (self._codes(scale) - self._zero) * scale)
-        parts = zip(values.split(self._counts), self.starts, strict=True)
+        parts = zip(torch.split(values, self._counts), self.starts, strict=True)
         return tuple(part.reshape(start.module.rows, start.module.columns) for part, start in parts)
 
     @torch.no_grad()
     def packed(self) -> tuple[PackedMatrix, ...]:
         """The matrices as they would be stored now; their values are those of `dense` to the last bit."""
         scale = self._scale()
-        codes = self._codes(scale).to(torch.uint8).split(self._counts)
-        scales = torch.where(self._dead, 0.0, scale).split(self._counts)
+        codes = torch.split(self._codes(scale).to(torch.uint8), self._counts)
+        scales = torch.split(torch.where(self._dead, 0.0, scale), self._counts)
         return tuple(
             _stored(start, part.cpu().numpy(), factors.cpu().numpy())
             for start, part, factors in zip(self.starts, codes, scales, strict=True)

@@ -47,6 +47,7 @@ class TunedJudge(Judge):
         items: of the train split.
         options: how to tune.
         digest: of the float model.
+        start: a tuned model that every tuning goes on from; None begins with the float model.
         folder: run directory that keeps tuned models; None keeps them in memory alone.
         stage, advance: progress.
     """
@@ -63,6 +64,7 @@ class TunedJudge(Judge):
         items: Items,
         options: TuneOptions,
         digest: str,
+        start: TunedModel | None = None,
         folder: Path | None = None,
         stage: Callable[[str, float], None] = lambda _title, _total: None,
         advance: Callable[[float, str], None] = lambda _share, _text: None,
@@ -70,7 +72,7 @@ class TunedJudge(Judge):
         on_work: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__(evaluator, reference, constraints, journal, early=early, on_work=on_work)
-        self.items, self.options, self.digest = items, options, digest
+        self.items, self.options, self.digest, self.start = items, options, digest, start
         self.folder = folder
         self._stage, self._advance = stage, advance
         self._models: dict[str, TunedModel] = {}
@@ -87,7 +89,8 @@ class TunedJudge(Judge):
         return found
 
     def _key(self, setting: Setting) -> str:
-        return tuning_mark(self.evaluator.store, setting, self.items, self.options, self.digest)
+        store = self.evaluator.store
+        return tuning_mark(store, setting, self.items, self.options, self.digest, self.start)
 
     def _evaluate(self, setting: Setting, stop: Stop | None) -> Scores:
         store = self.model(setting).store(self.evaluator.store)
@@ -119,11 +122,14 @@ class TunedJudge(Judge):
             self.items,
             self.options,
             model_digest=self.digest,
+            start=self.start,
             state=state,
             advance=self._advance,
         )
         self.tuned_tokens += done.tokens
-        origin: dict[str, Any] = {"mark": key, "options": self.options.to_dict(), **done.to_dict()}
+        start = None if self.start is None else self.start.origin["mark"]
+        how = {"mark": key, "start": start, "options": self.options.to_dict()}
+        origin: dict[str, Any] = {**how, **done.to_dict()}
         found = TunedModel(setting, done.tensors, done.packed, origin)
         if path is not None and state is not None:
             save_tuned(path, found, self.digest)

@@ -8,6 +8,7 @@ gradient straight through. The tuned model is the float tensors and packed matri
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.spikegpt.model import Weights, block_forward, embed_tokens, final_norm, initial_state
 from qslm_edge.tuning.grid import PackedGrid, grid_kind
+from qslm_edge.tuning.stored import TunedModel
 from qslm_edge.tuning.straight import straight_through
 
 __all__ = ["Student", "features"]
@@ -41,20 +43,22 @@ class Student:
     Args:
         store: matrices of the float model, packed by the quantiser that tuning starts from.
         setting: the level of every module; it does not change.
+        start: a tuned model to go on from; None begins with the float model.
     """
 
-    def __init__(self, store: WeightStore, setting: Setting) -> None:
+    def __init__(self, store: WeightStore, setting: Setting, start: TunedModel | None = None) -> None:
         self.store, self.levels = store, dict(setting.levels)
-        tensors, modules = store.model.tensors, {module.name: module for module in store.hierarchy.modules}
+        origin = store if start is None else _origin(store, setting, start)
+        tensors, modules = origin.model.tensors, {module.name: module for module in store.hierarchy.modules}
         packed: dict[str, list[tuple[PackedMatrix, Tensor]]] = {}
         self.floats: dict[str, Tensor] = {}
         for name, module in modules.items():
             level = self.levels[name]
             if level.is_packed:
-                matrix = store.packed(name, level)
-                packed.setdefault(grid_kind(matrix), []).append((matrix, store.original(name, level)))
+                matrix = origin.packed(name, level)
+                packed.setdefault(grid_kind(matrix), []).append((matrix, origin.original(name, level)))
             elif not _is_sign(module, level, store):
-                self.floats[module.key] = store.original(name, level).detach().clone().requires_grad_()
+                self.floats[module.key] = origin.original(name, level).detach().clone().requires_grad_()
         for block in store.hierarchy.blocks:
             for key, _ in block.float_tensors:
                 self.floats[key] = tensors[key].detach().clone().requires_grad_()
@@ -131,3 +135,20 @@ def _is_sign(module: Module, level: Level, store: WeightStore) -> bool:
     """A binary embedding: its signs are the model, and nothing of it is tuned."""
     binary = module.kind == "embedding" and store.model.config.embedding == "binary"
     return binary or level.bits == 1
+
+
+def _origin(store: WeightStore, setting: Setting, start: TunedModel) -> WeightStore:
+    """The tuned model in every matrix that it tells more of than the float model.
+
+    It does at the level itself, and whole at a wider one; where it had fewer bits, or other hidden units, it does not.
+    """
+
+    def tells(name: str, there: Level) -> bool:
+        wanted = setting[name]
+        return wanted == there or (wanted.units is None is there.units and wanted.bits <= there.bits)
+
+    other = {name for name, level in start.setting.levels if not tells(name, level)}
+    keys = {store.modules[name].key for name in other}
+    packed = {name: matrix for name, matrix in start.packed.items() if name not in other}
+    tensors = {key: tensor for key, tensor in start.tensors.items() if key not in keys}
+    return replace(start, packed=packed, tensors=tensors).store(store)

@@ -29,6 +29,7 @@ from qslm_edge.tuning.checkpoint import load_state, save_state
 from qslm_edge.tuning.feed import Feed
 from qslm_edge.tuning.objective import Objective
 from qslm_edge.tuning.options import TuneOptions
+from qslm_edge.tuning.stored import TunedModel
 from qslm_edge.tuning.student import Student
 
 __all__ = ["Tuned", "tune", "tuning_mark"]
@@ -83,6 +84,7 @@ def tune(
     options: TuneOptions,
     *,
     model_digest: str,
+    start: TunedModel | None = None,
     state: Path | None = None,
     advance: Callable[[float, str], None] = lambda _share, _text: None,
 ) -> Tuned:
@@ -94,6 +96,7 @@ def tune(
         items: of the train split.
         options: how.
         model_digest: of the float model.
+        start: a tuned model, perhaps of another setting, to go on from; None begins with the float model.
         state: file to go on from and to write to; None keeps nothing.
         advance: told the share of the work that was done, and a line on it.
 
@@ -104,8 +107,8 @@ def tune(
         EnvironmentFault: the device is out of memory.
     """
     begun = time.monotonic()
-    run = _Run(store, setting, items, options)
-    mark = tuning_mark(store, setting, items, options, model_digest)
+    run = _Run(store, setting, items, options, start)
+    mark = tuning_mark(store, setting, items, options, model_digest, start)
     before = run.divergence(run.feed.trained_sample()), run.divergence(run.feed.held_out())
     first = (load_state(state, run.tensors(), mark) if state is not None else None) or 0
     saved = time.monotonic()
@@ -121,7 +124,9 @@ def tune(
                 saved = time.monotonic()
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
-            "out of memory while tuning", found=str(error).splitlines()[0], hint="lower --tune-batch-tokens"
+            "out of memory while tuning",
+            found=str(error).splitlines()[0],
+            hint="free memory of the device, or tune on the CPU (CUDA_VISIBLE_DEVICES= hides the GPU)",
         ) from None
     if state is not None:
         save_state(state, run.tensors(), run.steps, mark)
@@ -139,7 +144,12 @@ def tune(
 
 
 def tuning_mark(
-    store: WeightStore, setting: Setting, items: Items, options: TuneOptions, model_digest: str
+    store: WeightStore,
+    setting: Setting,
+    items: Items,
+    options: TuneOptions,
+    model_digest: str,
+    start: TunedModel | None = None,
 ) -> str:
     """Fingerprint of all that the weights of a tuning run depend on."""
     return fingerprint(
@@ -154,6 +164,7 @@ def tuning_mark(
             "quantiser": store.quantiser.identity,
             "quantiser_options": store.quantiser.options,
             "version": __version__,
+            "start": None if start is None else start.origin["mark"],
         }
     )
 
@@ -165,9 +176,16 @@ class _Run:
         done: steps whose update was made, or is under way on the device.
     """
 
-    def __init__(self, store: WeightStore, setting: Setting, items: Items, options: TuneOptions) -> None:
+    def __init__(
+        self,
+        store: WeightStore,
+        setting: Setting,
+        items: Items,
+        options: TuneOptions,
+        start: TunedModel | None = None,
+    ) -> None:
         self.options, config = options, store.model.config
-        self.student, self.objective = Student(store, setting), Objective(store)
+        self.student, self.objective = Student(store, setting, start), Objective(store)
         mean = float(items.lengths.mean())
         batch_items = min(CHUNK_ITEMS, max(1, round(options.batch_tokens / mean)))
         self.feed = Feed(items, batch_items, options.seed)

@@ -349,3 +349,26 @@ def test_a_tuned_model_of_other_levels_or_another_model_is_refused(
     )
     assert result.exit_code == 2
     assert "no tuned model" in " ".join(result.stderr.split())
+
+
+def test_a_search_goes_on_from_a_tuned_model(run: Invoke, inputs: Any, tuned: Path, tmp_path: Path) -> None:
+    (file,) = (tuned / "tuned").iterdir()
+    more = (
+        "--calibration-data",
+        tuned.parent / "train.tsv",
+        "--tune",
+        "--tune-tokens",
+        "1",
+        "--tune-rounds",
+        "1",
+    )
+    flags = (*inputs.flags("sst2"), *more, "--max-accuracy-drop", "90", "--levels", "2")
+    result = run("search", *flags, "--tune-start", file, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "run" / "search.json").read_text("utf-8"))
+    before = json.loads((tuned / "search.json").read_text("utf-8"))
+    assert found["tuning"]["start"] == before["tuning"]["mark"] != found["tuning"]["mark"]
+    assert run("export", tmp_path / "run").exit_code == 0
+    result = run("search", *inputs.flags("sst2"), "--tune-start", file, "--out", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "Add --tune" in " ".join(result.stderr.split())

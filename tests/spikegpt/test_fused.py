@@ -38,7 +38,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     def exponential(x: object) -> object:
         return language.exp(x)  # looked up when called: the interpreter puts its own there meanwhile
 
-    monkeypatch.setattr(fused.libdevice, "exp", exponential)
+    monkeypatch.setattr("qslm_edge.spikegpt.fused.libdevice.exp", exponential)
     monkeypatch.setattr(recurrence, "_kernels", lambda *_: fused)
     return torch.device("cpu")
 

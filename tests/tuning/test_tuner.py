@@ -20,8 +20,8 @@ from qslm_edge.tuning.checkpoint import load_state, save_state
 from qslm_edge.tuning.feed import Feed
 from qslm_edge.tuning.options import TuneOptions
 from qslm_edge.tuning.stored import TunedModel, load_tuned, save_tuned
-from qslm_edge.tuning.student import features
-from qslm_edge.tuning.tuner import Tuned, tune
+from qslm_edge.tuning.student import Student, features
+from qslm_edge.tuning.tuner import Tuned, tune, tuning_mark
 
 OPTIONS = TuneOptions(tokens=12 * 96, batch_tokens=96, learning_rate=2e-2, warmup_steps=2)
 
@@ -176,6 +176,39 @@ def test_every_pass_takes_every_item_once(windows: Items) -> None:
     taken = [tuple(row) for step in range(8) for row in feed.items_of(step).tokens.reshape(-1, 12).tolist()]
     assert len(taken) == feed.n_trained == 72
     assert len(set(taken)) == 72
+
+
+def stored(found: Tuned, mark: str) -> TunedModel:
+    return TunedModel(found.setting, found.tensors, found.packed, {"mark": mark})
+
+
+def test_a_tuned_model_is_gone_on_from(store: WeightStore, windows: Items) -> None:
+    first = run(store, windows)
+    more = dataclasses.replace(OPTIONS, tokens=96, learning_rate=1e-9, scale_learning_rate=1e-9)
+    second = run(store, windows, more, start=stored(first, "first"))
+    assert second.trained[0] == pytest.approx(first.trained[1], rel=1e-3)
+    names = [module.name for module in store.hierarchy.modules]
+    assert all(np.array_equal(first.packed[name].data, second.packed[name].data) for name in names)
+
+
+def test_a_matrix_that_gets_more_bits_begins_with_its_float_weights(
+    store: WeightStore, windows: Items
+) -> None:
+    start = stored(run(store, windows), "first")
+    wider = setting(store).with_levels({"head": parse_level("4g64")})
+    student = Student(store, wider, start)
+    packed = student.packed()
+    assert np.array_equal(packed["head"].data, store.packed("head", parse_level("4g64")).data)
+    assert np.array_equal(packed["blocks.0.att.key"].data, start.packed["blocks.0.att.key"].data)
+
+
+def test_the_start_is_part_of_what_a_tuned_model_is_known_by(store: WeightStore, windows: Items) -> None:
+    start = stored(run(store, windows, dataclasses.replace(OPTIONS, tokens=96)), "first")
+    marks = {
+        tuning_mark(store, setting(store), windows, OPTIONS, "m", given)
+        for given in (None, start, dataclasses.replace(start, origin={"mark": "second"}))
+    }
+    assert len(marks) == 3
 
 
 @pytest.mark.parametrize("level", ["2g64m@64", "2g64@96"])
