@@ -1,11 +1,15 @@
 """How small each method makes the reference model under each limit, and what that costs in quality and work.
 
 One line a row: method × task × limit on one board (x86-cpu, whose runtime runs 2 bits). The metric of the report items
-decides: nothing was chosen on them. `qslm` is the paper's scheme, simulated per-tensor levels with memory counted as
-parameters × bits; its bytes leave out what a file must hold, so the line beside ours flatters it.
+decides: nothing was chosen on them. `budgeted` takes the default quantiser (gptq), `rtn` the same search with rounding
+alone, `tiered` the paper's walk over packed levels. `qslm` is the paper's scheme, simulated per-tensor levels with
+memory counted as parameters × bits; its bytes leave out what a file must hold, so the line beside ours flatters it.
+`tuned` tunes weights: minutes a row on a GPU, hours on a CPU. Where no GPU is, rows of it that were measured on one and
+are kept in benchmarks/compression/ stand in, named by their device; `--rows tuned` measures them here all the same.
 
 Each row keeps its searches in a directory of its own and its result in row.json there: stopped and started again, the
-table goes on where it was. Delete a directory to measure its row anew.
+table goes on where it was. Delete a directory to measure its row anew. `qslm-edge export DIRECTORY` makes a bundle of
+what a row chose.
 
     make bench BENCH=compression
     python benchmarks/bench_compression.py --rows budgeted --report-windows 100 --json
@@ -22,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qslm_edge import __version__
 from qslm_edge.deploy import open_run
 from qslm_edge.errors import InfeasibleError
@@ -30,11 +36,14 @@ from qslm_edge.metrics import Paired, Scores, paired, quality
 from qslm_edge.progress import Silent
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.recipe import make_recipe, write_recipe
+from qslm_edge.runner.machine import identify
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import fingerprint
 from qslm_edge.search.reference import float_reference
 from qslm_edge.steps.find import find_setting, write_json
+from qslm_edge.steps.found import FILE, describe_search
 from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.tuning.stored import TunedModel
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,23 @@ class Row:
 
 
 METHODS: dict[str, dict[str, Any]] = {
+    "tuned": {"method": "budgeted", "tune": True, "tune_tokens": 3_000_000, "tune_rounds": 1},
     "budgeted": {"method": "budgeted"},
+    "cut": {"method": "budgeted", "cut_hidden": 0.75},
+    "rtn": {"method": "budgeted", "quantiser": "rtn"},
     "tiered": {"method": "tiered"},
     "qslm": {"method": "qslm"},
 }
 """A further method is a line here: what its recipe says."""
+KEPT = Path(__file__).resolve().parent / "compression"
+"""Rows that were measured where not everybody can measure them."""
 CASES = (("wikitext2", 1.0), ("wikitext2", 4.0), ("sst2", 1.0), ("sst2", 3.0))
 ROWS = tuple(Row(method, *case, choices) for case in CASES for method, choices in METHODS.items())
 
 
-def measure(row: Row, profile: str, report_windows: int | None, out: Path) -> dict[str, Any]:
+def measure(
+    row: Row, profile: str, report_windows: int | None, out: Path, *, kept_only: bool = False
+) -> dict[str, Any] | None:
     """Search and score one row, or read what was measured before.
 
     Args:
@@ -76,6 +92,7 @@ def measure(row: Row, profile: str, report_windows: int | None, out: Path) -> di
         profile: the board.
         report_windows: report items of a language model; None takes all.
         out: directory of the table.
+        kept_only: measure nothing; None is the answer where nothing was measured before.
     """
     limits = {"report_windows": report_windows} if row.task == "wikitext2" else {}
     recipe = make_recipe(profile=profile, task=row.task, max_degradation=row.limit, **limits, **row.choices)
@@ -84,10 +101,13 @@ def measure(row: Row, profile: str, report_windows: int | None, out: Path) -> di
         {"recipe": recipe.model_dump(mode="json"), "model": plan.digest, "version": __version__}
     )
     path = place / "row.json"
-    if path.is_file():
-        known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if known["identity"] == identity:
-            return known
+    for file in (path, KEPT / f"{row.name}.json"):
+        if file.is_file():
+            known: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            if known["identity"] == identity:
+                return known
+    if kept_only:
+        return None
     with open_run(place):
         write_recipe(recipe, place / "recipe.toml")
         found = {"identity": identity, **_head(row, profile), **_measure(plan, place)}
@@ -96,7 +116,15 @@ def measure(row: Row, profile: str, report_windows: int | None, out: Path) -> di
 
 
 def _head(row: Row, profile: str) -> dict[str, Any]:
-    return {"method": row.method, "task": row.task, "limit": row.limit, "profile": profile}
+    named = {"method": row.method, "task": row.task, "limit": row.limit, "profile": profile}
+    return {**named, "device": _device()}
+
+
+def _device() -> str:
+    """Where this process computes."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{identify().cpu_model or 'CPU'}, {torch.get_num_threads()} threads"
 
 
 def _measure(plan: Plan, place: Path) -> dict[str, Any]:
@@ -104,10 +132,11 @@ def _measure(plan: Plan, place: Path) -> dict[str, Any]:
     float_reference(Evaluator(plan.store(), items, reuse=False), plan.digest)  # no row pays for it alone
     begun = time.perf_counter()
     try:
-        result, _, _ = find_setting(plan, items, place, Silent())
+        result, evaluator, tuned = find_setting(plan, items, place, Silent())
     except InfeasibleError as error:
         return {"infeasible": str(error)}
     seconds = time.perf_counter() - begun
+    write_json(place / FILE, describe_search(plan, items, result, evaluator, tuned))
     chosen = result.chosen
     return {
         "infeasible": None,
@@ -118,16 +147,25 @@ def _measure(plan: Plan, place: Path) -> dict[str, Any]:
         "reduction": 1 - chosen.weight_bytes / plan.hierarchy.float32_bytes,
         "unit": "perplexity" if plan.task.kind == "language_model" else "%",
         "search": _metrics(result.reference.scores, result.chosen_scores),
-        "report": _report(plan, chosen.setting),
-        "cost": {**asdict(result.cost), "replayed_tokens": result.replayed_tokens, "seconds": seconds},
+        "report": _report(plan, chosen.setting, tuned),
+        "cost": {
+            **asdict(result.cost),
+            "replayed_tokens": result.replayed_tokens,
+            "tuning_tokens": None
+            if plan.tuning is None
+            else len({trial.setting for trial in result.trials}) * plan.tuning.tokens,
+            "seconds": seconds,
+        },
     }
 
 
-def _report(plan: Plan, setting: Setting) -> dict[str, Any]:
+def _report(plan: Plan, setting: Setting, tuned: TunedModel | None) -> dict[str, Any]:
     """Float model and setting on the report items, which steered nothing."""
     items: Items = plan.items("report")
     evaluator = Evaluator(plan.store(), items, reuse=False)
     reference = float_reference(evaluator, plan.digest).scores
+    if tuned is not None:
+        evaluator = Evaluator(tuned.store(plan.store()), items, reuse=False)
     return _metrics(reference, evaluator.evaluate(setting))
 
 
@@ -142,27 +180,52 @@ def _metrics(reference: Scores, scores: Scores) -> dict[str, Any]:
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
     """The table as text."""
-    columns = ("task", "limit", "method", "memory", "search items", "report items", "tokens", "seconds")
+    columns = ("task", "limit", "method", "memory", "search items", "report items", "tokens", "seconds", "on")
+    devices = list(dict.fromkeys(row["device"] for row in rows))
     table = [columns]
     for row in rows:
-        head = (row["task"], f"{row['limit']:g}", row["method"])
+        head, place = (
+            (row["task"], f"{row['limit']:g}", row["method"]),
+            f"[{devices.index(row['device']) + 1}]",
+        )
         if row["infeasible"]:
-            table.append((*head, "none found", "", "", "", ""))
+            table.append((*head, "none found", "", "", "", "", place))
             continue
         label = f"-{100 * row['reduction']:.2f} %" + ("" if row["deployable"] else " *")
         cost = row["cost"]
-        tokens = f"{cost['tokens']:,}" + (
-            f" + {cost['replayed_tokens']:,}" if cost["replayed_tokens"] else ""
-        )
+        tokens = f"{cost['tokens']:,}"
+        if cost["replayed_tokens"]:
+            tokens += f" + {cost['replayed_tokens']:,}"
+        if cost["tuning_tokens"]:
+            tokens += f", {cost['tuning_tokens'] / 1e6:g} M tuned"
         metrics = (_metric(row["search"]), _metric(row["report"]))
-        table.append((*head, label, *metrics, tokens, f"{cost['seconds']:.0f}"))
+        table.append((*head, label, *metrics, tokens, f"{cost['seconds']:.0f}", place))
     widths = [max(len(line[at]) for line in table) for at in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
     notes = [
         "metric: quantised, and its change to float ± paired standard error; a drop counts as a positive change",
-        "tokens: scored in the search, + replayed from an earlier, stopped one; * simulated, counted as the paper does",
+        "tokens: scored in the search, + replayed from an earlier, stopped one; tuned: training tokens seen",
+        "*: simulated, counted as the paper does",
+        *(f"[{number}] {device}" for number, device in enumerate(devices, 1)),
+        *_shares(rows),
     ]
-    return "\n".join([*lines, *notes]) + "\n"
+    return "\n".join([*(line.rstrip() for line in lines), *notes]) + "\n"
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the knapsack took of the tokens that the tiers took for the same case, where both are there."""
+    tokens = {
+        (row["task"], row["limit"], row["method"]): row["cost"]["tokens"] + row["cost"]["replayed_tokens"]
+        for row in rows
+        if not row["infeasible"]
+    }
+    return [
+        f"{task} ≤ {limit:g}: budgeted scored {tokens[case] / tokens[task, limit, 'tiered']:.2f} times the tokens of "
+        "tiered with early decisions; make bench BENCH=search_cost compares with the exhaustive walk"
+        for case in tokens
+        for task, limit, method in (case,)
+        if method == "budgeted" and (task, limit, "tiered") in tokens
+    ]
 
 
 def _metric(found: dict[str, Any]) -> str:
@@ -173,26 +236,43 @@ def _metric(found: dict[str, Any]) -> str:
     )
 
 
+def left_out(row: Row) -> str | None:
+    """Why a row is not measured unless it is asked for; None where it is."""
+    if row.method == "tuned" and not torch.cuda.is_available():
+        return "hours without a GPU"
+    if row.method in ("tiered", "qslm") and row.limit != min(
+        limit for task, limit in CASES if task == row.task
+    ):
+        return "a long walk, shown at the tighter limit"
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Memory and quality by method, task and limit.")
     parser.add_argument("--profile", default="x86-cpu")
-    parser.add_argument("--rows", default="", help="only rows whose name holds this, e.g. budgeted-sst2")
+    parser.add_argument(
+        "--rows", help="only rows whose name holds this, e.g. budgeted-sst2; a dash takes all"
+    )
     parser.add_argument("--report-windows", type=int, help="WikiText-2 report windows; all")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-compression"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = []
+    rows, missing = [], []
     for row in ROWS:
-        if options.rows not in row.name:
+        if options.rows is not None and options.rows not in row.name:
             continue
+        why = left_out(row) if options.rows is None else None
         sys.stderr.write(f"{row.name} ...\n")
-        rows.append(measure(row, options.profile, options.report_windows, options.out))
+        found = measure(row, options.profile, options.report_windows, options.out, kept_only=why is not None)
+        if found is None:
+            missing.append(f"left out: {row.name} ({why}); it runs with --rows {row.name}")
+        else:
+            rows.append(found)
     if options.json:
-        sys.stdout.write(
-            json.dumps({"schema": "qslm-edge/bench-compression/1", "rows": rows}, indent=1) + "\n"
-        )
+        content = {"schema": "qslm-edge/bench-compression/1", "rows": rows, "left_out": missing}
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
     else:
-        sys.stdout.write(show(rows))
+        sys.stdout.write(show(rows) + "".join(f"{line}\n" for line in missing))
     return 0
 
 

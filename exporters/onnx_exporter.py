@@ -72,7 +72,7 @@ def _tensor_table(job: ExportJob, weights: WeightFile) -> str:
     """The text of tensors.json: a line for each tensor and each matrix."""
     matrices: list[dict[str, Any]] = []
     for name, level in job.setting.levels:
-        module = job.store.modules[name]
+        module = job.store.modules[name].with_hidden(level.units)
         matrices.append(
             {
                 "name": name,

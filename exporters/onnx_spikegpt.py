@@ -1,11 +1,12 @@
 """The SpikeGPT graph: tokens and state in, logits (or pooled features) and state out, any number of tokens.
 
 Everything is time-major [T, B, C]. Matrices run over all tokens at once, the recurrences are Scan nodes whose
-bodies hold the operations of the torch model in the same order. State is one tensor [7 L, B, C] (per layer
-att_x, ffn_x, a, b, p, v1, v2); a state tensor keeps its leading 1 inside the bodies, so that no squeezing is
-needed around them. Packed matrices are MatMulNBits; the embedding is packed in planes and unpacked after the
-lookup, with operators that every ONNX Runtime since 1.18 has. Opset 21 and IR 10 load from 1.18 on; the
-widths set the real minimum.
+bodies hold the operations of the torch model in the same order. Decoding pays for every node that runs, a
+microsecond or two since the weights drive code and data of all others out of the caches: so nodes are few, and
+plain (broadcasting ones cost several). State is one tensor [7 L, B, C] (per layer att_x, ffn_x, a, b, p, v1,
+v2); a state tensor keeps its leading 1 inside the bodies, so that no squeezing is needed around them. Packed
+matrices are MatMulNBits; the embedding is packed in planes and unpacked after the lookup, with operators that
+every ONNX Runtime since 1.18 has. Opset 21 and IR 10 load from 1.18 on; the widths set the real minimum.
 """
 
 from __future__ import annotations
@@ -202,57 +203,65 @@ class SpikeGPTGraph:
         return x, spikes, [att_x, ffn_x, a, b, p, v1, v2]
 
     def _mixed(self, part: str, h: str, last: str, kinds: str) -> tuple[list[str], str]:
-        """h*m + hp*(1-m) for all mixes at once, and the last token of h for the state."""
+        """h*m + hp*(1-m) of each kind, and the last token of h for the state.
+
+        One kind after the other: stacked they would be fewer nodes, but broadcasting costs more than it saves.
+        """
         g = self.graph
         vectors = [self._vector(f"{part}.time_mix_{kind}") for kind in kinds]
-        mix = np.stack(vectors).reshape(len(kinds), 1, 1, -1)
-        zero, end, axis = g.constant([0]), g.constant([-1]), g.constant([0])
-        earlier = g.one("Slice", [h, zero, end, axis], name=f"{part}.earlier")
-        previous = g.one("Concat", [last, earlier], name=f"{part}.previous", axis=0)
-        mix_name = g.weight(f"{part}.mix", mix)
-        now = g.one("Mul", [h, mix_name], name=f"{part}.now")
-        # 1 - m is folded when the model loads: a few kilobytes that the file need not hold twice
-        rest = g.one("Sub", [g.constant(1.0, np.float32), mix_name], name=f"{part}.unmix")
-        before = g.one("Mul", [previous, rest], name=f"{part}.before")
-        mixed = g.one("Add", [now, before], name=f"{part}.mixed")
-        names = [f"{part}.x{kind}" for kind in kinds]
-        split = g.node(
-            "Split", [mixed], [f"{n}.4d" for n in names], name=f"{part}.split", axis=0, num_outputs=len(kinds)
+        mix = g.weight(f"{part}.mix", np.stack(vectors).reshape(len(kinds), 1, 1, -1))
+        both = g.one("Concat", [last, h], name=f"{part}.both", axis=0)
+        previous, kept = g.node(
+            *("Split", [both, self._all_but_one()], [f"{part}.previous", f"{part}.last"]),
+            name=f"{part}.shift",
+            axis=0,
         )
-        flat = [g.one("Squeeze", [s, g.constant([0])], name=n) for s, n in zip(split, names, strict=True)]
-        kept = g.one("Slice", [h, end, g.constant([2**63 - 1]), axis], name=f"{part}.last")
-        return flat, kept
+        mixed = []
+        for i, kind in enumerate(kinds):
+            name = f"{part}.x{kind}"
+            # m and 1 - m are folded when the model loads: a few kilobytes that the file need not hold twice
+            m = g.one("Gather", [mix, g.constant(i)], name=f"{name}.mix", axis=0)
+            rest = g.one("Sub", [g.constant(1.0, np.float32), m], name=f"{name}.unmix")
+            now = g.one("Mul", [h, m], name=f"{name}.now")
+            before = g.one("Mul", [previous, rest], name=f"{name}.before")
+            mixed.append(g.one("Add", [now, before], name=name))
+        return mixed, kept
 
     def _wkv(self, part: str, k: str, v: str, a: str, b: str, p: str) -> tuple[str, str, str, str]:
+        """The two halves of a step, its output (u) and its new state (w), differ in what is added to k and p only:
+        they run stacked, [2, B, C]. Adding 0 to the other half changes no bit."""
         g, c = self.graph, self.config.n_embd
         first = g.weight(f"{part}.time_first", self._vector(f"{part}.time_first"))
         decay = g.weight(f"{part}.decay", -np.exp(self._vector(f"{part}.time_decay")))
-        uk = g.one("Add", [k, first], name=f"{part}.uk")
+        halves, zero = g.constant([[[True]], [[False]]], np.bool_), g.constant(0.0, np.float32)
+        added_k = g.one("Where", [halves, first, zero], name=f"{part}.added_k")  # folded when the model loads
+        added_p = g.one("Where", [halves, zero, decay], name=f"{part}.added_p")
         body = Graph(g.weights, f"{part}.wkv/")
         n = body.prefix
 
         def add(op: str, *inputs: str) -> str:
             return body.one(op, inputs)
 
-        q = add("Max", f"{n}p", f"{n}uk")
-        e1, e2 = add("Exp", add("Sub", f"{n}p", q)), add("Exp", add("Sub", f"{n}uk", q))
-        numerator = add("Add", add("Mul", e1, f"{n}a"), add("Mul", e2, f"{n}v"))
-        denominator = add("Add", add("Mul", e1, f"{n}b"), e2)
-        body.node("Div", [numerator, denominator], [f"{n}y"])
-        pw = add("Add", f"{n}p", decay)
-        body.node("Max", [pw, f"{n}k"], [f"{n}p_out"])
-        f1, f2 = add("Exp", add("Sub", pw, f"{n}p_out")), add("Exp", add("Sub", f"{n}k", f"{n}p_out"))
-        body.node("Add", [add("Mul", f1, f"{n}a"), add("Mul", f2, f"{n}v")], [f"{n}a_out"])
-        body.node("Add", [add("Mul", f1, f"{n}b"), f2], [f"{n}b_out"])
+        pw, uk = add("Add", f"{n}p", added_p), add("Add", f"{n}k", added_k)
+        q = add("Max", pw, uk)
+        e1, e2 = add("Exp", add("Sub", pw, q)), add("Exp", add("Sub", uk, q))
+        numerators = add("Add", add("Mul", e1, f"{n}a"), add("Mul", e2, f"{n}v"))
+        denominators = add("Add", add("Mul", e1, f"{n}b"), e2)
+        for both, outputs in (
+            (numerators, ("numerator", "a_out")),
+            (denominators, ("denominator", "b_out")),
+            (q, ("exponent", "p_out")),
+        ):
+            body.node("Split", [both], [f"{n}{output}" for output in outputs], axis=0, num_outputs=2)
+        body.node("Div", [f"{n}numerator", f"{n}denominator"], [f"{n}y"])
         row: ShapeLike = [1, "B", c]
         step: ShapeLike = ["B", c]
         graph = body.subgraph(
             f"{part}.wkv",
-            [float_value(f"{n}{s}", row) for s in "abp"]
-            + [float_value(f"{n}{s}", step) for s in ("uk", "k", "v")],
+            [float_value(f"{n}{s}", row) for s in "abp"] + [float_value(f"{n}{s}", step) for s in "kv"],
             [float_value(f"{n}{s}_out", row) for s in "abp"] + [float_value(f"{n}y", row)],
         )
-        out = g.node("Scan", [a, b, p, uk, k, v], 4, name=f"{part}.wkv", body=graph, num_scan_inputs=3)
+        out = g.node("Scan", [a, b, p, k, v], 4, name=f"{part}.wkv", body=graph, num_scan_inputs=2)
         y = g.one("Squeeze", [out[3], g.constant([1])], name=f"{part}.y")
         return y, out[0], out[1], out[2]
 
@@ -279,6 +288,14 @@ class SpikeGPTGraph:
         return spikes, out[0]
 
     # ---- pieces
+
+    def _all_but_one(self) -> str:
+        """Sizes [T, 1] that split T + 1 tokens into those before each of T and the last; made once."""
+        g, name = self.graph, "tokens.shift"
+        if name not in {node.name for node in g.nodes}:
+            count = g.one("Shape", ["tokens"], name="tokens.count", start=0, end=1)
+            g.one("Concat", [count, g.constant([1])], name=name, axis=0)
+        return name
 
     def _vector(self, key: str) -> Float:
         return np.asarray(self.store.model.tensors[key].detach().cpu().numpy(), np.float32).reshape(-1)

@@ -55,7 +55,7 @@ class Silent:
         """Do nothing."""
 
 
-_COUNTED = ("items", "running nodes")
+_COUNTED = ("items", "running nodes", "tuning")
 """In titles of the runner whose shares add up to 1."""
 
 

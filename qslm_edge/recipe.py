@@ -87,6 +87,12 @@ class Recipe(BaseModel):
     max_energy_j_per_token: Above | None = Field(
         None, description="Limit of the energy of a decoded token, idle part included, in joules."
     )
+    cut_hidden: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Largest share of a layer's hidden units that the search may cut; absent: none.",
+    )
     tune: bool = Field(
         False, description="Tune the weights of every setting on training data before it is judged."
     )

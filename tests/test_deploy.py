@@ -48,6 +48,7 @@ KEYS = {
         "constraints",
         "setting",
         "quantiser",
+        "cuts",
         "tuning",
         "weights",
         "search",

@@ -169,11 +169,11 @@ def test_minima_are_those_at_which_the_kernels_were_found(board: Profile) -> Non
 def test_default_levels_are_what_a_class_runs_well(board: Profile) -> None:
     levels = [str(level) for level in default_levels(board)]
     if board.cpu.kernel_class == "arm64-nodotprod":
-        assert levels == ["16", "4g32f", "4g128f"]  # f: float activations, accuracy level 0
+        assert levels == ["16", "4g32f", "4g64f", "4g128f"]  # f: float activations, accuracy level 0
     elif board.runtime.onnxruntime == "1.23.2":
-        assert levels == ["16", "8g64", "4g32", "4g128"]
+        assert levels == ["16", "8g64", "4g32", "4g64", "4g128"]
     else:
-        assert levels == ["16", "8g64", "4g32", "4g128", "2g64m"]
+        assert levels == ["16", "8g64", "4g32", "4g64", "4g128", "2g64m"]
 
 
 # runtimes

@@ -36,6 +36,7 @@ EVERY = {
     "max_latency_s": 0.02,
     "min_decode_tokens_per_s": 50.0,
     "max_energy_j_per_token": 0.005,
+    "cut_hidden": 0.5,
     "tune": True,
     "tune_tokens": 1_000_000,
     "tune_rounds": 2,

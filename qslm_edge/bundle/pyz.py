@@ -24,6 +24,12 @@ except ModuleNotFoundError as error:
         raise
     sys.stderr.write("error: numpy is not installed. Next: python3 -m pip install numpy onnxruntime\\n")
     code = 4
+except (ImportError, MemoryError) as error:
+    if isinstance(error, ImportError) and "failed to map" not in str(error):
+        raise
+    sys.stderr.write("error: too little memory to load Python's own libraries. Next: raise the limit (ulimit -v, "
+                     "container) or free memory\\n")
+    code = 4
 sys.exit(code)
 """
 _BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py")

@@ -26,7 +26,8 @@ EXAMPLES = """
   [cyan]qslm-edge export -p jetson-orin --setting 4g64[/cyan]     one level everywhere, no search
   [cyan]qslm-edge export -p x86-cpu -m my.pth --embedding dense --setting mine.json -o runs/mine[/cyan]
 
-A setting file is a JSON object {module: level}; `qslm-edge inspect --json` lists the modules. Exit codes:
+A setting file is a JSON object {module: level}; `qslm-edge inspect --json` lists the modules. A tuned model may
+come from another machine: --setting RUN/tuned/NAME.safetensors. Exit codes:
 0 written, 1 the graph does not compute what torch computes, 2 bad input, 4 environment, 130 interrupted.
 """
 
@@ -47,7 +48,8 @@ def command(
         str | None,
         typer.Option(
             "--setting",
-            help="Without a search: one level for all modules, e.g. 4g64, or a JSON file {module: level}.",
+            help="Without a search: one level for all modules, e.g. 4g64, a JSON file {module: level}, or a tuned "
+            "model of a run, RUN/tuned/*.safetensors.",
             show_default=False,
         ),
     ] = None,
@@ -201,7 +203,7 @@ def _export_setting(
     from qslm_edge.profiles import load_profile
     from qslm_edge.steps.found import FILE
     from qslm_edge.steps.prepare import prepare
-    from qslm_edge.steps.setting import given_setting
+    from qslm_edge.steps.setting import given_setting, given_tuned
 
     place = out or Path("runs") / f"{load_profile(recipe.profile).id}-{recipe.task}-{Path(setting).stem}"
     for name in (FILE, "report.json"):
@@ -214,8 +216,9 @@ def _export_setting(
             )
     with open_run(place):
         plan = prepare(recipe)
-        chosen = given_setting(setting, plan)
-        return _write(plan, chosen, plan.items("search"), None, place, progress, None)
+        tuned = given_tuned(setting, plan) if setting.endswith(".safetensors") else None
+        chosen = given_setting(setting, plan) if tuned is None else tuned.setting
+        return _write(plan, chosen, plan.items("search"), None, place, progress, tuned)
 
 
 def _write(

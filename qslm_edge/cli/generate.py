@@ -16,6 +16,7 @@ from qslm_edge.errors import UsageError
 if TYPE_CHECKING:
     from qslm_edge.bundle.reader import Bundle
     from qslm_edge.runner.generate import Generation, Sampling
+    from qslm_edge.runner.run_settings import Asked
     from qslm_edge.runner.sessions.base import Session
     from qslm_edge.tasks.tokenizer import Tokenizer
 
@@ -50,13 +51,14 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     provider: opt.Provider = None,
-    engine: opt.Engine = "onnxruntime",
-    threads: opt.Threads = 1,
+    engine: opt.Engine = None,
+    threads: opt.Threads = None,
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle, with its speed. A classifier's bundle gives the class of the prompt."""
     from qslm_edge.bundle.reader import open_bundle
     from qslm_edge.runner.generate import Sampling
+    from qslm_edge.runner.run_settings import Asked
     from qslm_edge.tasks.tokenizer import check_vocabulary, load_tokenizer
 
     sampling = Sampling(temperature, top_k, seed)
@@ -70,10 +72,10 @@ def command(
     if not len(tokenizer.encode(prompt)):
         raise UsageError("the prompt is empty", where="--prompt", hint="give a word to begin with")
     begun = time.perf_counter()
-    session = _session(opened, provider, engine, threads)
+    session, settings = _session(opened, Asked(provider, engine, threads))
     load_s = time.perf_counter() - begun
     common = {"schema": SCHEMA, "bundle": opened.digest, "prompt": prompt}
-    after = {"load_s": load_s, "session": session.describe()}
+    after = {"load_s": load_s, "session": session.describe(), "run_settings": settings}
     if opened.kind == "classification":
         answer = _classify(session, opened, tokenizer, prompt)
         if as_json:
@@ -88,26 +90,24 @@ def command(
         _show_speed(generated, load_s)
 
 
-def _session(bundle: Bundle, asked: str | None, engine: str, threads: int) -> Session:
-    """The loaded bundle, on the provider asked for or the profile's first; a stand-in is told."""
+def _session(bundle: Bundle, asked: Asked) -> tuple[Session, dict[str, Any]]:
+    """The loaded bundle and the settings in force; a provider that stands in, and settings left out, are told."""
+    from qslm_edge.bundle.reader import MANIFEST
+    from qslm_edge.runner.machine import identify
+    from qslm_edge.runner.memory_need import check_memory
+    from qslm_edge.runner.placement import place_bundle
     from qslm_edge.runner.runtime import import_onnxruntime
-    from qslm_edge.runner.sessions import check_engine, open_session
-    from qslm_edge.runner.sessions.base import SessionOptions
-    from qslm_edge.runner.verify import choose_provider
+    from qslm_edge.runner.sessions import open_session
 
-    check_engine(engine)
-    needs = bundle.manifest["runtime"]
-    runtime = import_onnxruntime(needs["onnxruntime_min"])
-    provider, placement = choose_provider(
-        list(needs["providers"]),
-        available=runtime.get_available_providers(),
-        known=runtime.get_all_providers(),
-        asked=asked,
-        engine=engine,
-    )
-    if not placement["as_planned"]:
-        console.print_note(f"{placement['provider']}: {placement['note']}")
-    return open_session(bundle, SessionOptions(engine, provider, threads))
+    runtime = import_onnxruntime(bundle.manifest["runtime"]["onnxruntime_min"])
+    placed = place_bundle(bundle, runtime, identify(), asked)
+    if not placed.placement["as_planned"]:
+        console.print_note(f"{placed.placement['provider']}: {placed.placement['note']}")
+    if placed.in_force.note is not None:
+        console.print_note(placed.in_force.note)
+    options = placed.session(allow_fallback=False)
+    check_memory(bundle.manifest["weights"], options.engine, bundle.file(MANIFEST))
+    return open_session(bundle, options), placed.in_force.to_dict()
 
 
 def _generate(

@@ -13,6 +13,7 @@ from qslm_edge.units import parse_bytes
 __all__ = [
     "CalibrationData",
     "CalibrationTokens",
+    "CutHidden",
     "Embedding",
     "Group",
     "Levels",
@@ -285,21 +286,51 @@ Root = Annotated[
     ),
 ]
 """For tests: see docs/measurement.md, "A simulated board"."""
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads for decoding.")]
-Engine = Annotated[
-    str, typer.Option("--engine", help="What runs the bundle: onnxruntime, or an engine of the runner's own.")
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads for decoding. [dim]Default: run-settings.json of the bundle, else 1.[/dim]",
+        show_default=False,
+    ),
 ]
-Spinning = Annotated[bool, typer.Option("--spinning", help="Let waiting threads spin.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="What runs the bundle: onnxruntime, or an engine of the runner's own. "
+        "[dim]Default: run-settings.json, else onnxruntime.[/dim]",
+        show_default=False,
+    ),
+]
+Spinning = Annotated[
+    bool | None,
+    typer.Option(
+        "--spinning/--no-spinning",
+        help="Let waiting threads spin. [dim]Default: run-settings.json, else not.[/dim]",
+        show_default=False,
+    ),
+]
 AllowFallback = Annotated[
     bool, typer.Option("--allow-fallback", help="Accept that the provider leaves nodes to the CPU.")
 ]
 
 
+CutHidden = Annotated[
+    float | None,
+    typer.Option(
+        "--cut-hidden",
+        help="Largest share of each layer's hidden units that the search may cut out, e.g. 0.5. "
+        "[dim]Default: none.[/dim]",
+        show_default=False,
+    ),
+]
 Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune",
-        help="Tune the weights of each setting on training data (minutes on a GPU, hours on a CPU).",
+        help="Tune the weights of each setting on training data (a minute each on a GPU, half an hour or more on a CPU).",
         show_default=False,
     ),
 ]
@@ -308,7 +339,7 @@ TuneTokens = Annotated[
     typer.Option(
         "--tune-tokens",
         min=1,
-        help="Training tokens of each tuning. [dim]Default: 3000000.[/dim]",
+        help="Training tokens of each tuning. [dim]Default: 3000000; 9000000 on a GPU.[/dim]",
         show_default=False,
     ),
 ]

@@ -23,6 +23,7 @@ EXAMPLES = """
   [cyan]qslm-edge verify bundle --max-ppl-increase 0.5[/cyan]                      under a tighter limit
   [cyan]qslm-edge verify bundle --power-source csv --power-marker[/cyan]           see `meter`
   [cyan]qslm-edge verify bundle --max-latency 20ms --max-energy 5mJ[/cyan]         on the board
+  [cyan]qslm-edge verify bundle --tune[/cyan]                                     threads and more by measurement
   [cyan]python3 bundle/run.pyz verify[/cyan]                                       without this package
 
 Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, 130 interrupted.
@@ -42,10 +43,18 @@ def command(
         typer.Option("--output", help="Write the whole result as JSON to this file.", show_default=False),
     ] = None,
     provider: opt.Provider = None,
-    engine: opt.Engine = "onnxruntime",
-    threads: opt.Threads = 1,
-    spinning: opt.Spinning = False,
+    engine: opt.Engine = None,
+    threads: opt.Threads = None,
+    spinning: opt.Spinning = None,
     allow_fallback: opt.AllowFallback = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="First measure which threads, spinning, engine and chunk run fastest here, and keep them in "
+            "run-settings.json of the bundle.",
+        ),
+    ] = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +128,7 @@ def command(
         engine=engine,
         spinning=spinning,
         allow_fallback=allow_fallback,
+        tune=tune,
         root=root,
     )
     with console.RichProgress() as progress:
@@ -145,11 +155,13 @@ def _check_output(output: Path | None) -> None:
 
 def _show(result: dict[str, Any], metric: str) -> None:
     from qslm_edge.report.figures import FLAGGED, flag_words
+    from qslm_edge.runner.run_settings import settings_words
     from qslm_edge.runner.text import figure
 
     placement, host = result["placement"], result["host"]
     kind = "Rehearsal" if result["rehearsal"] else "On the board"
     console.print_line(f"{kind}: {host['why']}; {placement['provider']} ({placement['note']}).")
+    console.print_line(f"Settings: {settings_words(result['run_settings'])}.")
     console.print_line()
     rows = [
         (

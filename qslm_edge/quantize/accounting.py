@@ -30,6 +30,7 @@ FLOAT16_BYTES = 4.5
 
 def matrix_bytes(module: Module, level: Level) -> int:
     """Bytes of one matrix at one level, as `PackedMatrix.nbytes` will count them."""
+    module = module.with_hidden(level.units)
     if level.simulated:
         return (module.n_params * level.bits + 7) // 8
     if not level.is_packed:
@@ -51,6 +52,7 @@ def weight_bytes(hierarchy: Hierarchy, setting: Setting) -> int:
 
 
 def _resident(module: Module, level: Level) -> int:
+    module = module.with_hidden(level.units)
     if module.kind == "embedding":
         return 0  # stays in the mapped file; a token touches one row
     if not level.is_packed:
@@ -70,6 +72,7 @@ def _resident(module: Module, level: Level) -> int:
 
 
 def _code_bytes(module: Module, level: Level) -> int:
+    module = module.with_hidden(level.units)
     return module.n_params * level.bits // 8 if level.is_packed else 4 * module.n_params
 
 
@@ -77,6 +80,7 @@ def _running_scale_bytes(module: Module, level: Level) -> int:
     """With float activations the kernel reads the float32 scales while it runs."""
     if not level.is_packed or level.accuracy_level:
         return 0
+    module = module.with_hidden(level.units)
     return 4 * module.rows * (module.columns // (level.group_size or 1))
 
 

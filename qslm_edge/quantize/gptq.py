@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from qslm_edge.quantize.base import Codes, Float, InputStatistics, Quantised, Quantiser
 from qslm_edge.quantize.rtn import check_groups, midrise_groups, quantise_groups
 
-__all__ = ["Gptq"]
+__all__ = ["Gptq", "damped_hessian"]
 
 Double = NDArray[np.float64]
 Grid = Callable[[Float, int], tuple[Float, Double]]
@@ -67,7 +67,7 @@ class Gptq(Quantiser):
         """Codes [N, K], scales [N, G], and what is taken from a code [N, G]."""
         check_groups(matrix, group_size)
         rows, columns = matrix.shape
-        H = _hessian(statistics, columns, self.damping)
+        H = damped_hessian(statistics, columns, self.damping)
         order = _order(H, group_size, self.order)
         U = _inverse_factor(H[np.ix_(order, order)])
         W = np.ascontiguousarray(matrix[:, order].T, np.float64)  # a column of the matrix is a row here
@@ -113,7 +113,12 @@ def _round_group(block: Double, U: Double, step: Double, shift: Double, bits: in
     return codes, errors
 
 
-def _hessian(statistics: InputStatistics, columns: int, damping: float) -> Double:
+def damped_hessian(statistics: InputStatistics, columns: int, damping: float) -> Double:
+    """H = 2 X^T X / n, float64 [K, K], with a share of its mean diagonal added to the diagonal.
+
+    Raises:
+        ValueError: statistics of another shape or not finite.
+    """
     gram = statistics.gram
     if gram.shape != (columns, columns):
         raise ValueError(f"statistics of {gram.shape[0]} columns for a matrix of {columns}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,17 @@ class PackedMatrix:
         scales = None if self.scales is None else lasting_array(self.scales)
         zeros = None if self.zeros is None else lasting_array(self.zeros)
         return PackedMatrix(self.module, self.level, lasting_array(self.data), scales, zeros)
+
+    def take_rows(self, rows: NDArray[np.int64], level: Level) -> PackedMatrix:
+        """Some rows of a linear matrix, as stored: what packing them alone gives, since no row depends on another.
+
+        Args:
+            rows: their numbers.
+            level: that of the result, which says how many rows are left.
+        """
+        scales = None if self.scales is None else self.scales[rows]
+        zeros = None if self.zeros is None else self.zeros[rows]
+        return PackedMatrix(replace(self.module, rows=len(rows)), level, self.data[rows], scales, zeros)
 
     def dequantise(self) -> Float:
         """The float32 matrix [N, K] that the stored form stands for."""

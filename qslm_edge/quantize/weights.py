@@ -14,11 +14,14 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qslm_edge.allocator import lasting
-from qslm_edge.quantize.base import Quantiser
+from qslm_edge.errors import UsageError
+from qslm_edge.quantize.base import InputStatistics, Quantiser
 from qslm_edge.quantize.calibrate import Statistics
+from qslm_edge.quantize.cuts import cut_columns, rank_units
 from qslm_edge.quantize.levels import SIGN, Level, Setting
 from qslm_edge.quantize.packed import PackedMatrix, pack_matrix
 from qslm_edge.quantize.rtn import Rtn
@@ -51,7 +54,8 @@ class WeightStore:
         hierarchy: its blocks and modules with the head in use.
         cache_bytes: limit for dequantised tensors kept in memory.
         quantiser: chooses the codes of packed levels.
-        statistics: gives the input statistics of the linear modules; asked for once, when a quantiser needs them.
+        statistics: gives the input statistics of the linear modules; asked for once, when a quantiser or a cut needs
+            them.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class WeightStore:
         self._measure = statistics
         self.modules: dict[str, Module] = {module.name: module for module in hierarchy.modules}
         self._packed: dict[tuple[str, Level], PackedMatrix] = {}
+        self._rankings: dict[str, NDArray[np.int64]] = {}
+        self._cut: tuple[tuple[str, int], Tensor] | None = None
         self._dense: OrderedDict[tuple[str, Level], Tensor] = OrderedDict()
         # values that do not all fit are gone before they are asked for again: then the largest matrix is enough
         whole = 4 * sum(module.n_params for module in hierarchy.modules)
@@ -77,16 +83,67 @@ class WeightStore:
 
     @cached_property
     def _statistics(self) -> Statistics:
-        return self._measure() if self.quantiser.needs_statistics else {}
+        return self._measure()
+
+    def kept_units(self, name: str, n_units: int) -> NDArray[np.int64]:
+        """Numbers of the hidden units that a cut to `n_units` leaves, rising; key and value of a layer agree.
+
+        Args:
+            name: either matrix of the SRFFN.
+            n_units: how many stay.
+
+        Raises:
+            UsageError: there is no calibration data to tell which.
+        """
+        value = f"{name.rpartition('.')[0]}.value"
+        if value not in self._rankings:
+            weights = self.model.tensors[self.modules[value].key].detach().cpu().numpy()
+            self._rankings[value] = rank_units(weights, self._inputs(value))
+        return np.sort(self._rankings[value][:n_units])
+
+    def _inputs(self, value: str) -> InputStatistics:
+        found = self._statistics.get(value)
+        if found is None:
+            raise UsageError(
+                "hidden units cannot be cut without calibration data",
+                where=value,
+                hint="add --calibration-data",
+            )
+        return found
+
+    def original(self, name: str, level: Level) -> Tensor:
+        """The float32 matrix that a level stores: the model's, or what a cut leaves of it."""
+        module = self.modules[name]
+        tensor = self.model.tensors[module.key]
+        if level.units is None or tuple(tensor.shape) != (module.rows, module.columns):
+            return tensor  # whole, or of a tuned model, which was cut before
+        kept = self.kept_units(name, level.units)
+        if module.hidden == "rows":
+            return tensor[torch.from_numpy(kept).to(tensor.device)]
+        if self._cut is None or self._cut[0] != (name, level.units):
+            columns = cut_columns(tensor.detach().cpu().numpy(), kept, self._inputs(name))
+            self._cut = (name, level.units), torch.from_numpy(columns).to(tensor.device)
+        return self._cut[1]
+
+    def _moments(self, name: str, level: Level) -> InputStatistics | None:
+        """What the quantiser is told of the inputs of a matrix."""
+        if not (level.is_packed and self.quantiser.needs_statistics):
+            return None
+        found = self._statistics.get(name)
+        if found is None or level.units is None or self.modules[name].hidden != "columns":
+            return found
+        kept = self.kept_units(name, level.units)
+        return InputStatistics(found.gram[np.ix_(kept, kept)], found.n_rows)
 
     def packed(self, name: str, level: Level) -> PackedMatrix:
         """The stored form of a matrix. Packed and sign forms are kept, float forms are made anew."""
         found = self._packed.get((name, level))
         if found is None:
-            module = self.modules[name]
-            weights = self.model.tensors[module.key].detach().cpu().numpy()
-            moments = self._statistics.get(name) if level.is_packed else None
-            found = pack_matrix(module, weights, level, self.quantiser, moments)
+            module = self.modules[name].with_hidden(level.units)
+            if level.units is not None and module.hidden == "rows" and level.is_packed:
+                return self.packed(name, level.whole).take_rows(self.kept_units(name, level.units), level)
+            weights = self.original(name, level).detach().cpu().numpy()
+            found = pack_matrix(module, weights, level, self.quantiser, self._moments(name, level))
             if not level.is_float:
                 found = found.lasting()
                 self._packed[name, level] = found
@@ -105,10 +162,9 @@ class WeightStore:
 
     def dense(self, name: str, level: Level) -> Tensor:
         """The float32 values of a matrix at a level, on the model's device."""
-        module = self.modules[name]
-        original = self.model.tensors[module.key]
         if level.bits == 32 and not level.simulated:
-            return original
+            return self.original(name, level)
+        original = self.model.tensors[self.modules[name].key]
         found = self._dense.get((name, level))
         if found is not None:
             self._dense.move_to_end((name, level))
@@ -147,6 +203,8 @@ class WeightStore:
 
     def is_lossless(self, name: str, level: Level) -> bool:
         """Whether this level changes nothing: equal values, float activations."""
+        if level.units is not None:
+            return False
         if level.bits == 32 and not level.simulated:
             return True
         if level == SIGN:

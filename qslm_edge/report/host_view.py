@@ -6,6 +6,7 @@ from typing import Any
 
 from qslm_edge.report.document import Block, Bullets, Section, table, text
 from qslm_edge.report.figures import clean, count, megabytes, number, shown, unavailable
+from qslm_edge.runner.run_settings import settings_words
 
 __all__ = ["conditions_section", "versions_section"]
 
@@ -75,6 +76,11 @@ def _versions(versions: dict[str, Any]) -> list[tuple[str, str]]:
     return [(title, _observed(versions[name])) for name, title in _NAMES.items() if name in versions]
 
 
+def _settings(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How the bundle ran; nothing for an older report, which does not tell."""
+    return [] if found is None else [("run settings", settings_words(found))]
+
+
 def versions_section(report: dict[str, Any]) -> Section:
     """Model, board, host and software, with digests."""
     verification, model, profile = report["verification"], report["model"], report["profile"]
@@ -96,6 +102,7 @@ def versions_section(report: dict[str, Any]) -> Section:
             f"{session['onnxruntime']}; the profile's board has {shown(profile.get('onnxruntime'))}",
         ),
         ("provider", f"{placement['provider']}: {placement['note']}; planned {shown(placement['planned'])}"),
+        *_settings(verification.get("run_settings")),
         ("host", machine["label"]),
         ("usable cores", shown(machine.get("cores_usable"))),
         ("GPUs", shown(gpus) if gpus else unavailable(reasons.get("gpu_names") or "none found")),

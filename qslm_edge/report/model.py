@@ -60,6 +60,7 @@ def build_report(
         "constraints": asdict(plan.constraints),
         "setting": bundle.manifest["setting"],
         "quantiser": bundle.manifest["quantiser"],
+        "cuts": bundle.manifest["cuts"],
         "weights": bundle.manifest["weights"],
         "search": search,
         "export": export,

@@ -198,7 +198,7 @@ def _decode(stored: Json) -> Json:
         },
         "first_token": {"with_load_s": stored["load_s"] + first["seconds"]},
         "latency": summarise_latency(stored["latency_samples_s"]).to_dict(),
-        "prefill": prefill_result(prefill["tokens"], prefill["chunk_samples_s"]),
+        "prefill": prefill_result(prefill["tokens"], prefill["chunk"], prefill["chunk_samples_s"]),
         "energy": replay_energy(energy["runs"]),
     }
 

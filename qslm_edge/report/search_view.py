@@ -6,7 +6,7 @@ from typing import Any
 
 from qslm_edge.report.document import Block, Bullets, Chart, Section, table, text
 from qslm_edge.report.figures import clean, count, known, megabytes, number, shown, unavailable
-from qslm_edge.report.summary import quantiser_line
+from qslm_edge.report.summary import cuts_line, quantiser_line
 
 __all__ = ["export_section", "search_section", "sensitivity_section", "setting_section"]
 
@@ -15,7 +15,7 @@ TOP = 10
 _LEVELS = (
     "A level is a width in bits with its group size: 4g64 is 4 bits with a scale and a zero point for 64 "
     "columns; m: mid-rise values, without a zero point. f: activations stay float; else they are rounded to "
-    "int8. 32 and 16 are float storage, 1 is the sign table of a binary embedding."
+    "int8. 32 and 16 are float storage, 1 is the sign table of a binary embedding. @768: 768 hidden units are left."
 )
 _CANDIDATES = (
     "The metric is that of the whole search set, predicted where an evaluation stopped early because its "
@@ -44,10 +44,10 @@ def setting_section(report: dict[str, Any]) -> Section:
             singles.append(clean(f"{block['name']} block: {found or 'float32, nothing to quantise'}"))
     columns = list(dict.fromkeys(name for levels in grid.values() for name in levels))
     cells = [[name, *(levels.get(column, "") for column in columns)] for name, levels in grid.items()]
-    quantiser = quantiser_line(report)
+    lines = [line for line in (quantiser_line(report), cuts_line(report)) if line]
     blocks: list[Block] = [
         text(_LEVELS),
-        *([text(f"{quantiser}.")] if quantiser else []),
+        *(text(f"{line}.") for line in lines),
         Bullets(tuple(singles)),
     ]
     if cells:

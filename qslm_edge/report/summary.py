@@ -28,6 +28,7 @@ __all__ = [
     "MEASURED_HERE",
     "ROW_KEYS",
     "condition_lines",
+    "cuts_line",
     "quantiser_line",
     "summary_rows",
     "title_line",
@@ -84,6 +85,16 @@ def quantiser_line(report: dict[str, Any]) -> str:
     data = found["calibration"]
     on = "" if data is None else f", calibrated on {data['source']}, {data['n_tokens']} tokens"
     return clean(f"Quantiser: {found['name']}{on} ({found['why']})")
+
+
+def cuts_line(report: dict[str, Any]) -> str:
+    """Hidden units that every layer has left; empty where none was cut."""
+    found = report.get("cuts")
+    if found is None:
+        return ""
+    units = ", ".join(str(n) for n in found["hidden_units"])
+    whole = report["model"]["ffn_dim"]
+    return f"Cut: {100 * found['share']:.1f} % of the hidden units; of {whole} a layer keeps {units}"
 
 
 def tuning_line(report: dict[str, Any]) -> str:

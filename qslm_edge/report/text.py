@@ -19,6 +19,7 @@ from qslm_edge.report.statistics_view import statistics_line
 from qslm_edge.report.summary import (
     MEASURED_HERE,
     condition_lines,
+    cuts_line,
     quantiser_line,
     title_line,
     tuning_line,
@@ -137,6 +138,8 @@ def _remarks(report: dict[str, Any], marked: bool) -> list[str]:
     ]
     if quantiser := quantiser_line(report):
         lines.append(quantiser)
+    if cuts := cuts_line(report):
+        lines.append(cuts)
     if tuning := tuning_line(report):
         lines.append(tuning)
     if report["search"] is not None:

@@ -26,6 +26,7 @@ from qslm_edge.runner.power.external import check_power_flags
 from qslm_edge.runner.power.meter import import_log, meter_lines
 from qslm_edge.runner.power.meter_command import add_meter_command, meter_options
 from qslm_edge.runner.processes import add_processes, positive, run_process
+from qslm_edge.runner.run_settings import RUN_SETTINGS
 from qslm_edge.runner.runtime import bundle_path_of
 from qslm_edge.runner.sessions import ENGINES
 from qslm_edge.runner.sessions.base import ONNXRUNTIME
@@ -57,15 +58,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument(
         "--engine",
-        default=ONNXRUNTIME,
         metavar="NAME",
-        help=f"what runs it: {', '.join(ENGINES)} (default {ONNXRUNTIME})",
+        help=f"what runs it: {', '.join(ENGINES)} (default: that of {RUN_SETTINGS}, else {ONNXRUNTIME})",
     )
     verify.add_argument(
         "--allow-fallback", action="store_true", help="accept that the provider leaves nodes to the CPU"
     )
-    verify.add_argument("--spinning", action="store_true", help="let waiting threads spin")
-    verify.add_argument("--threads", type=positive, default=1, help="threads for decoding (default 1)")
+    verify.add_argument(
+        "--spinning",
+        action=argparse.BooleanOptionalAction,
+        help=f"let waiting threads spin (default: {RUN_SETTINGS}, else not)",
+    )
+    verify.add_argument(
+        "--threads", type=positive, help=f"threads for decoding (default: {RUN_SETTINGS}, else 1)"
+    )
+    verify.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"first measure which settings run fastest here, and keep them in {RUN_SETTINGS}",
+    )
     verify.add_argument(
         "--steps", type=positive, help="decode steps to time (default: at least 512, and some seconds)"
     )
@@ -182,6 +193,7 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
         engine=options.engine,
         spinning=options.spinning,
         allow_fallback=options.allow_fallback,
+        tune=options.tune,
         root=options.root,
     )
     result = verify_bundle(path, chosen, _each_title_once())

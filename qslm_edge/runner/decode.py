@@ -21,7 +21,6 @@ from qslm_edge.runner.stream import PROMPT_TOKENS, DecodeOptions, Stream, load, 
 
 __all__ = ["measure_latency", "measure_prefill", "prefill_result"]
 
-PREFILL_CHUNK = 128
 MIN_STEPS, MAX_STEPS = 512, 8192
 MIN_RUN_S = 4.0
 """Where the user names no number of steps: enough for the interval of p99, and for three readings of clocks."""
@@ -114,29 +113,28 @@ def measure_prefill(bundle: Bundle, items: Items, options: DecodeOptions, note: 
     load_library(options.session)
     tokens = stream_tokens(items)
     note("prefill")
-    session = load(bundle, options)
-    Stream(session, tokens).feed(min(PREFILL_CHUNK, options.prefill_tokens))
+    session, chunk = load(bundle, options), options.session.prefill_chunk
+    Stream(session, tokens).feed(min(chunk, options.prefill_tokens))
     stream = Stream(session, tokens)
-    sizes, seconds = [], []
-    for start in range(0, options.prefill_tokens, PREFILL_CHUNK):
-        sizes.append(min(PREFILL_CHUNK, options.prefill_tokens - start))
+    seconds = []
+    for start in range(0, options.prefill_tokens, chunk):
         begun = time.perf_counter()
-        stream.feed(sizes[-1])
+        stream.feed(min(chunk, options.prefill_tokens - start))
         seconds.append(time.perf_counter() - begun)
     summarise_latency(seconds)  # refuses a clock that jumps
     return {
-        "prefill": prefill_result(options.prefill_tokens, seconds),
+        "prefill": prefill_result(options.prefill_tokens, chunk, seconds),
         "memory": read_memory().to_dict(),
     }
 
 
-def prefill_result(tokens: int, chunks_s: list[float]) -> dict[str, Any]:
+def prefill_result(tokens: int, chunk: int, chunks_s: list[float]) -> dict[str, Any]:
     """Speed of a prompt from the seconds of its chunks; null with the reason where there is none."""
     seconds = sum(chunks_s)
     result: dict[str, Any] = {
         "tokens": tokens,
         "tokens_per_s": tokens / seconds if seconds > 0 else None,
-        "chunk": PREFILL_CHUNK,
+        "chunk": chunk,
         "seconds": seconds,
         "chunk_samples_s": chunks_s,
     }

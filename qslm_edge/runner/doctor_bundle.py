@@ -120,7 +120,7 @@ def _widths(bundle: Bundle, probe: ProviderProbe | None) -> list[Finding]:
         return []
     needed = set()
     for module, text in bundle.manifest["setting"].items():
-        match = re.fullmatch(r"([0-9]+)g([0-9]+)(f?)", str(text))
+        match = re.fullmatch(r"([0-9]+)g([0-9]+)m?(f?)(?:@[0-9]+)?", str(text))
         if match is not None and module != "emb":  # rows of the embedding are looked up, not multiplied
             needed.add((int(match[1]), 0 if match[3] else 4, int(match[2])))
     shown = {(o.form.bits, o.form.accuracy_level, o.form.block_size): o for o in probe.forms}

@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 from qslm_edge.errors import RuntimeFault, UsageError
 from qslm_edge.runner.sessions.base import Session
 
-__all__ = ["PROMPT_CHUNK", "Generation", "Sampling", "choose_token"]
-
-PROMPT_CHUNK = 128
-"""Tokens of the prompt that run together: bounds the memory, whatever the length of the prompt."""
+__all__ = ["Generation", "Sampling", "choose_token"]
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,9 @@ class Generation:
         begun = time.perf_counter()
         state = self.session.initial_state(1)
         column = prompt.astype(np.int64)[:, None]
-        for start in range(0, len(column), PROMPT_CHUNK):
-            logits, state = self.session.logits(column[start : start + PROMPT_CHUNK], state, 1)
+        chunk = self.session.options.prefill_chunk
+        for start in range(0, len(column), chunk):
+            logits, state = self.session.logits(column[start : start + chunk], state, 1)
         while self.n_tokens < max_tokens:
             token = choose_token(logits[-1, 0, : self.n_ids], self.sampling, self._draw)
             spent = time.perf_counter() - begun

@@ -22,6 +22,7 @@ from qslm_edge.runner.power import PowerPlan
 from qslm_edge.runner.probe import probe_provider
 from qslm_edge.runner.sessions import open_session
 from qslm_edge.runner.sessions.base import SessionOptions
+from qslm_edge.runner.speed import measure_prefill_chunks, measure_speed
 from qslm_edge.runner.stream import DecodeOptions
 from qslm_edge.runner.survey import prove_memory
 
@@ -32,8 +33,9 @@ _MEASURES = {
     "_latency": measure_latency,
     "_prefill": measure_prefill,
     "_energy": measure_decode_energy,
+    "_speed": measure_speed,
 }
-_OTHERS = ("_golden", "_probe", "_allocation")
+_OTHERS = ("_golden", "_chunks", "_probe", "_allocation")
 
 
 def positive(text: str) -> int:
@@ -60,6 +62,10 @@ def add_processes(commands: Any) -> None:
     golden = commands.add_parser("_golden")
     golden.add_argument("bundle", type=Path)
     SessionOptions.add_arguments(golden)
+    chunks = commands.add_parser("_chunks")
+    chunks.add_argument("bundle", type=Path)
+    chunks.add_argument("sizes", type=positive, nargs="+")
+    SessionOptions.add_arguments(chunks)
     commands.add_parser("_probe").add_argument("provider")
     commands.add_parser("_allocation")
     for name in ("_score", *_MEASURES, *_OTHERS):
@@ -93,6 +99,9 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
     if options.command == "_golden":
         session = open_session(bundle, SessionOptions.from_arguments(options))
         return {"session": session.describe(), "golden": check_golden(session, bundle)}
+    if options.command == "_chunks":
+        chosen = DecodeOptions(session=SessionOptions.from_arguments(options))
+        return measure_prefill_chunks(bundle, bundle.items("search"), chosen, options.sizes)
     if options.command == "_score":
         splits: list[Any] = [split for split in ("search", "report") if split in bundle.manifest["items"]]
         return score_bundle(

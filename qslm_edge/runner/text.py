@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from qslm_edge.runner.run_settings import settings_words
+
 __all__ = ["amount", "figure", "json_ready", "summary_lines"]
 
 _SCALES = {"bytes": (1e-6, "MB"), "s": (1e3, "ms"), "J": (1e3, "mJ")}
@@ -46,6 +48,7 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{'rehearsal' if result['rehearsal'] else 'board'}: {host['why']}",
         f"provider: {result['placement']['provider']} ({result['placement']['note']})",
+        f"settings: {settings_words(result['run_settings'])}",
     ]
     for check in result["checks"]:
         value, limit = figure(check["value"], check["unit"]), figure(check["limit"], check["unit"])

@@ -8,7 +8,6 @@ so. Nothing here changes the machine: no clock, no governor, no power mode.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from qslm_edge import __version__
 from qslm_edge.bundle.reader import MANIFEST, Bundle, open_bundle
-from qslm_edge.errors import BundleError, RuntimeFault, UsageError
+from qslm_edge.errors import BundleError
 from qslm_edge.runner.child import run_child
 from qslm_edge.runner.clock_watch import to_samples
 from qslm_edge.runner.condition_readers import Conditions
@@ -26,12 +25,15 @@ from qslm_edge.runner.gate import exit_code, overall
 from qslm_edge.runner.judge import checks_of
 from qslm_edge.runner.limits import Limits, limits_in_force
 from qslm_edge.runner.machine import identify, matches
+from qslm_edge.runner.memory_need import check_memory
 from qslm_edge.runner.observe import is_live
-from qslm_edge.runner.runtime import CPU, import_onnxruntime, uses_gpu
-from qslm_edge.runner.sessions import check_engine
-from qslm_edge.runner.sessions.base import ONNXRUNTIME, SessionOptions
+from qslm_edge.runner.placement import Tuner, choose_provider, place_bundle
+from qslm_edge.runner.run_settings import Asked
+from qslm_edge.runner.runtime import import_onnxruntime
+from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.simulated import mark_result
 from qslm_edge.runner.text import json_ready
+from qslm_edge.runner.tune_settings import usable_cores
 from qslm_edge.runner.versions import read_versions
 
 __all__ = ["VerifyOptions", "all_flags", "choose_provider", "verify_bundle"]
@@ -46,7 +48,8 @@ class VerifyOptions:
 
     Attributes:
         provider: execution provider; None takes the first of the profile that this host has.
-        threads: threads for decoding; scoring uses all cores.
+        threads: threads for decoding; scoring uses all cores. None, as of `engine` and `spinning`: what
+            run-settings.json says, else the default.
         steps: decode steps to time; None times as many as fill some seconds.
         power: "smoke", "release" or "off".
         limits: those that are given replace the bundle's.
@@ -55,20 +58,22 @@ class VerifyOptions:
         engine: "onnxruntime", or one of the runner's own.
         spinning: let waiting threads spin.
         allow_fallback: accept nodes that the provider leaves to the CPU.
+        tune: measure which settings run fastest here, and keep them beside the bundle, before anything else.
         root: "/"; a folder with a recorded tree plays the board in a test. Then nothing is the board's, and
             what would be a pass is called "simulated".
     """
 
     provider: str | None = None
-    threads: int = 1
+    threads: int | None = None
     steps: int | None = None
     power: str = "smoke"
     limits: Limits = field(default_factory=Limits)
     power_source: str | None = None
     power_marker: bool = False
-    engine: str = ONNXRUNTIME
-    spinning: bool = False
+    engine: str | None = None
+    spinning: bool | None = None
     allow_fallback: bool = False
+    tune: bool = False
     root: Path = Path("/")
 
 
@@ -93,19 +98,16 @@ def verify_bundle(
     bundle = open_bundle(path)
     manifest, digest = bundle.manifest, bundle.digest
     limits = limits_in_force(manifest["constraints"], options.limits, bundle.file(MANIFEST))
-    check_engine(options.engine)
+    asked = Asked(options.provider, options.engine, options.threads, options.spinning)
     runtime = import_onnxruntime(manifest["runtime"]["onnxruntime_min"])
     machine = identify(options.root)
     is_board, why = matches(manifest["profile"]["match"], machine)
-    provider, placement = choose_provider(
-        list(manifest["runtime"]["providers"]),
-        available=runtime.get_available_providers(),
-        known=runtime.get_all_providers(),
-        asked=options.provider,
-        engine=options.engine,
-    )
+    tuner = Tuner(options.allow_fallback, on_progress) if options.tune else None
+    placed = place_bundle(bundle, runtime, identify(), asked, tuner)
+    placement, session = placed.placement, placed.session(options.allow_fallback)
+    check_memory(manifest["weights"], session.engine, bundle.file(MANIFEST))
     before = read_conditions(options.root)
-    run = _Runs(bundle, options, provider, is_board, on_progress)
+    run = _Runs(bundle, options, session, is_board, on_progress)
     scored = run.score(limits.memory_budget_bytes)
     decoded = run.decode() if scored["golden"]["ok"] else None
     profile, weights = manifest["profile"], manifest["weights"]
@@ -130,6 +132,7 @@ def verify_bundle(
         "versions": read_versions(str(runtime.__version__)),
         "rehearsal": not (is_board and placement["as_planned"]),
         "placement": placement,
+        "run_settings": placed.in_force.to_dict(),
         "scoring": scored,
         "decode": decoded,
         "conditions": _conditions(before, decoded, options.root),
@@ -149,7 +152,7 @@ def verify_bundle(
 
 _ORDER = (
     *("schema", "tool_version", "verdict", "exit_code", "bundle", "task", "profile", "limits", "host"),
-    *("versions", "rehearsal", "placement", "checks", "scoring", "decode", "conditions"),
+    *("versions", "rehearsal", "placement", "run_settings", "checks", "scoring", "decode", "conditions"),
 )
 
 
@@ -157,12 +160,14 @@ class _Runs:
     """The measuring processes of one verification, one after the other."""
 
     def __init__(
-        self, bundle: Bundle, options: VerifyOptions, provider: str, is_board: bool, on_progress: Progress
+        self,
+        bundle: Bundle,
+        options: VerifyOptions,
+        session: SessionOptions,
+        is_board: bool,
+        on_progress: Progress,
     ) -> None:
-        self._bundle = str(bundle.path.resolve())
-        self._session = SessionOptions(
-            options.engine, provider, options.threads, options.spinning, options.allow_fallback
-        )
+        self._bundle, self._session = str(bundle.path.resolve()), session
         self._options, self._on_progress = options, on_progress
         source = options.power_source or bundle.manifest["profile"]["power"].get("source")
         self._root = [] if is_live(options.root) else [f"--root={options.root.resolve()}"]
@@ -173,9 +178,8 @@ class _Runs:
 
     def score(self, budget_bytes: int | None) -> dict[str, Any]:
         """Golden vectors and items, on all cores."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         budget = [f"--memory-budget-bytes={budget_bytes}"] if budget_bytes else []
-        session = replace(self._session, threads=cores).to_arguments()
+        session = replace(self._session, threads=usable_cores()).to_arguments()
         return run_child(["_score", self._bundle, *session, *budget], self._on_progress)
 
     def decode(self) -> dict[str, Any]:
@@ -259,73 +263,3 @@ def all_flags(result: dict[str, Any]) -> list[str]:
 def _run_flags(run: dict[str, Any]) -> list[str]:
     samples = [to_samples(clocks) for clocks in run["clocks"]]
     return compare(Conditions.from_dict(run["before"]), Conditions.from_dict(run["after"]), samples)
-
-
-def choose_provider(
-    planned: list[str],
-    *,
-    available: list[str],
-    known: list[str],
-    asked: str | None,
-    engine: str = ONNXRUNTIME,
-) -> tuple[str, dict[str, Any]]:
-    """Which provider runs the bundle, and what is said about it. Never another one in silence.
-
-    Args:
-        planned: providers of the profile in order of preference.
-        available: those of this onnxruntime build.
-        known: every name that onnxruntime has.
-        asked: the user's choice.
-        engine: one of the runner's own takes the place of a provider.
-
-    Returns:
-        The provider, and what the report says of it; `as_planned` is False when the CPU stands in for an
-        accelerator.
-
-    Raises:
-        UsageError: the user asked for a name that does not exist, or for a provider and another engine.
-        RuntimeFault: the asked provider is not in this onnxruntime.
-    """
-    if engine != ONNXRUNTIME:
-        if asked is not None:
-            raise UsageError(
-                "a provider belongs to onnxruntime",
-                where=f"--provider {asked}",
-                hint=f"leave it out with --engine {engine}",
-            )
-        return CPU, {
-            "planned": planned,
-            "available": available,
-            "provider": engine,
-            # the same processor as planned: the plan names the board's chip, the engine only what drives it
-            "as_planned": uses_gpu(engine) == uses_gpu(planned[0]),
-            "note": "engine asked for by the user",
-        }
-    if asked is not None:
-        if asked not in known:
-            raise UsageError(
-                "unknown execution provider", where="--provider", found=asked, allowed=", ".join(available)
-            )
-        if asked not in available:
-            raise _missing(asked, available, "install a build that has it, or leave --provider out")
-        chosen, note = asked, "asked for by the user"
-    else:
-        chosen = next((name for name in planned if name in available), CPU)
-        note = "first choice of the profile"
-        if chosen != planned[0]:
-            # on the board too: a rehearsal says so, and never gives the board's speed or power
-            how = "rehearsed on the CPU" if chosen == CPU else f"{chosen} is the profile's next choice"
-            note = f"{planned[0]} is not in this onnxruntime: {how}"
-    return chosen, {
-        "planned": planned,
-        "available": available,
-        "provider": chosen,
-        "as_planned": chosen == planned[0] or (chosen in planned and chosen != CPU),
-        "note": note,
-    }
-
-
-def _missing(provider: str, available: list[str], hint: str) -> RuntimeFault:
-    return RuntimeFault(
-        "onnxruntime lacks the execution provider", found=", ".join(available), allowed=provider, hint=hint
-    )

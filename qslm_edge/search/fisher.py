@@ -160,6 +160,14 @@ def _divergences(
         gradient = y.grad
         if gradient is None:
             raise ValueError(f"no gradient reaches {module.name}")
+        if (
+            level.units is not None
+        ):  # what the units that are cut did is missing in ffn.value, and counts there
+            kept = torch.from_numpy(evaluator.store.kept_units(module.name, level.units)).to(y.device)
+            if module.hidden == "rows":
+                y, gradient = y[..., kept], gradient[..., kept]
+            else:
+                x = x[..., kept]
         changed = weights.embedding(x) if module.kind == "embedding" else weights.linear(module.name, x)
         pushed = (gradient * (changed - y)).sum(-1).double()
         # the labels of a text's tokens are drawn one by one, so that tokens add up in squares; a sentence has one label

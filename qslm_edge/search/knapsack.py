@@ -37,12 +37,12 @@ class Frontier:
     Attributes:
         sizes: int64 [n], strictly rising.
         costs: float64 [n], strictly falling.
-        picks: int8 [n, groups], the option taken from each group.
+        picks: int16 [n, groups], the option taken from each group.
     """
 
     sizes: NDArray[np.int64]
     costs: NDArray[np.float64]
-    picks: NDArray[np.int8]
+    picks: NDArray[np.int16]
 
     def best_within(self, size: int) -> int | None:
         """Index of the choice of least cost that is no larger; None when all are larger."""
@@ -61,18 +61,27 @@ def solve(groups: Sequence[Options], max_points: int = MAX_POINTS) -> Frontier:
         The front; of choices of equal size and cost, the first in the order of the options.
     """
     sizes, costs = np.zeros(1, np.int64), np.zeros(1)
-    picks = np.zeros((1, 0), np.int8)
+    picks = np.zeros((1, 0), np.int16)
     for group in groups:
-        n = len(group.sizes)
-        all_sizes = (sizes[:, None] + group.sizes).ravel()
-        all_costs = (costs[:, None] + group.costs).ravel()
-        order = np.lexsort((all_costs, all_sizes))
-        best = np.minimum.accumulate(all_costs[order])
-        better = np.concatenate([[True], best[1:] < best[:-1]])
-        kept = _thin(order[better], all_sizes, max_points)
+        own = _undominated(
+            group.sizes, group.costs
+        )  # many of a group with many options never come into question
+        n = len(own)
+        all_sizes = (sizes[:, None] + group.sizes[own]).ravel()
+        all_costs = (costs[:, None] + group.costs[own]).ravel()
+        kept = _thin(_undominated(all_sizes, all_costs), all_sizes, max_points)
         sizes, costs = all_sizes[kept], all_costs[kept]
-        picks = np.column_stack([picks[kept // n], (kept % n).astype(np.int8)])
+        picks = np.column_stack([picks[kept // n], own[kept % n].astype(np.int16)])
     return Frontier(sizes, costs, picks)
+
+
+def _undominated(sizes: NDArray[np.int64], costs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices of what nothing beats in size and cost, by rising size; of equals the first."""
+    order = np.lexsort((costs, sizes))
+    best = np.minimum.accumulate(costs[order])
+    better = np.concatenate([[True], best[1:] < best[:-1]])
+    found: NDArray[np.int64] = order[better]
+    return found
 
 
 def _thin(front: NDArray[np.int64], sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:

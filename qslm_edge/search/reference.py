@@ -1,38 +1,27 @@
 """Scores of the float model, kept by the digests of model and items.
 
 Every run compares with the float model on the same items, and neither changes between runs, so its scores are
-computed once per machine. The file is a plain .npz in the user's cache directory (QSLM_EDGE_CACHE overrides it); one
-that does not fit is computed again, never trusted.
+computed once per machine (array_cache.py); a file that does not fit is computed again, never trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from qslm_edge import __version__
+from qslm_edge.array_cache import keep_arrays, kept_arrays
 from qslm_edge.metrics import Scores
 from qslm_edge.search.evaluator import Evaluator, TopTokens
 from qslm_edge.spikegpt.model import SpikeGPT
 
-__all__ = ["DAMAGE", "FloatReference", "cache_directory", "float_reference", "model_digest"]
+__all__ = ["FloatReference", "float_reference", "model_digest"]
 
-# What a damaged zip or npy raises.
-DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, OverflowError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
-)
+KIND = "float"
 
 
 @dataclass(frozen=True)
@@ -48,12 +37,6 @@ class FloatReference:
     scores: Scores
     top: NDArray[np.int32] | None
     cached: bool
-
-
-def cache_directory() -> Path:
-    """Where float scores are kept."""
-    override = os.environ.get("QSLM_EDGE_CACHE")
-    return Path(override) if override else user_cache_path("qslm-edge")
 
 
 def model_digest(model: SpikeGPT) -> str:
@@ -79,8 +62,7 @@ def float_reference(
     items = evaluator.items
     device = evaluator.store.model.device.type
     name = f"{digest}/{items.digest}/{evaluator.hierarchy.head}/{device}/{__version__}"
-    path = cache_directory() / f"float-{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
-    found = _read(path, evaluator, name)
+    found = _read(evaluator, name)
     if found is not None:
         if on_batch is not None:
             on_batch(1.0)
@@ -90,20 +72,20 @@ def float_reference(
     flat = None
     if top is not None:
         flat = np.concatenate([top.by_item[int(item)] for item in scores.index]).astype(np.int32)
-    _write(path, scores, flat, name)
+    _write(scores, flat, name)
     return FloatReference(scores, flat, cached=False)
 
 
-def _read(path: Path, evaluator: Evaluator, name: str) -> FloatReference | None:
-    items = evaluator.items
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if file["name"].tobytes() != name.encode():
-                return None  # a file that was copied or renamed
-            scores = Scores(evaluator.kind, file["index"], file["loss"], file["count"], file["correct"])
-            top = file["top"] if evaluator.kind == "language_model" else None
-    except DAMAGE:
+def _read(evaluator: Evaluator, name: str) -> FloatReference | None:
+    items, file = evaluator.items, kept_arrays(KIND, name)
+    language = evaluator.kind == "language_model"
+    if (
+        file is None
+        or not {"index", "loss", "count", "correct", *(["top"] if language else [])} <= file.keys()
+    ):
         return None
+    scores = Scores(evaluator.kind, file["index"], file["loss"], file["count"], file["correct"])
+    top = file["top"] if language else None
     shapes = {array.shape for array in (scores.loss, scores.count, scores.correct)}
     whole = np.array_equal(scores.index, np.arange(items.n_items)) and shapes == {(items.n_items,)}
     if not whole or not np.isfinite(scores.loss).all() or (top is not None and len(top) != items.n_tokens):
@@ -111,9 +93,8 @@ def _read(path: Path, evaluator: Evaluator, name: str) -> FloatReference | None:
     return FloatReference(scores, top, cached=True)
 
 
-def _write(path: Path, scores: Scores, top: NDArray[np.int32] | None, name: str) -> None:
+def _write(scores: Scores, top: NDArray[np.int32] | None, name: str) -> None:
     arrays: dict[str, NDArray[np.generic]] = {
-        "name": np.frombuffer(name.encode(), np.uint8),
         "index": scores.index,
         "loss": scores.loss,
         "count": scores.count,
@@ -121,13 +102,4 @@ def _write(path: Path, scores: Scores, top: NDArray[np.int32] | None, name: str)
     }
     if top is not None:
         arrays["top"] = top
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except OSError:
-        # a cache that cannot be written costs time, not correctness
-        with suppress(OSError):
-            temporary.unlink()
+    keep_arrays(KIND, name, arrays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from qslm_edge.search.evaluator import Cost, Evaluator
 from qslm_edge.search.fisher import fisher_divergence
 from qslm_edge.search.front import RUNGS, FrontPoint, climb, undominated
 from qslm_edge.search.journal import Journal
-from qslm_edge.search.prediction import Predict, Prediction, block_sensitivity, predict_modules
+from qslm_edge.search.prediction import (
+    Predict,
+    Prediction,
+    block_sensitivity,
+    left_by_tuning,
+    predict_modules,
+)
 from qslm_edge.search.reference import FloatReference, float_reference
 from qslm_edge.search.score import eq1_score, rank_candidates
 from qslm_edge.search.selection import explain_infeasible, nearest_that_fits, refuse_hopeless, select_best
@@ -44,6 +50,9 @@ class SearchOptions:
             levels, for comparison).
         scale: of the knapsack's predictions, see `BudgetedSearch`.
         max_steps: evaluations of the knapsack's walk at the most.
+        cuts: hidden units that the knapsack may cut an SRFFN to, falling; empty: none is cut.
+        remains: share of a predicted cost that is left where weights are tuned, by part of the model (emb, att, ffn,
+            head); empty leaves predictions as they are.
     """
 
     levels: tuple[Level, ...]
@@ -52,6 +61,8 @@ class SearchOptions:
     method: str = "tiered"
     scale: float | None = None
     max_steps: int = MAX_STEPS
+    cuts: tuple[int, ...] = ()
+    remains: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class _Search:
     front: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.space = LevelMap(self.evaluator.store.model.config)
+        self.space = LevelMap(self.evaluator.store.model.config, self.options.cuts)
 
     def run(self) -> list[Trial]:
         """Every trial of the method, in order."""
@@ -194,7 +205,7 @@ class _Search:
         whole = self.options.method == "pareto"
         # a front is to serve every budget of weights
         limits = replace(self.constraints, weights_budget_bytes=None) if whole else self.constraints
-        line = allocate(evaluator.hierarchy, self.predictions, limits)
+        line = allocate(evaluator.hierarchy, left_by_tuning(self.predictions, self.options.remains), limits)
         if not len(line):
             return []
 
@@ -251,7 +262,9 @@ def run_search(
         InfeasibleError: no setting meets every constraint; the message says what would.
     """
     begun = time.monotonic()
-    refuse_hopeless(evaluator, constraints, options.levels, LevelMap(evaluator.store.model.config))
+    refuse_hopeless(
+        evaluator, constraints, options.levels, LevelMap(evaluator.store.model.config, options.cuts)
+    )
     stage("float model on the search items", 1.0)
     reference = float_reference(evaluator, model_digest, advance)
     base = quality(reference.scores)

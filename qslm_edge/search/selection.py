@@ -28,7 +28,7 @@ def refuse_hopeless(
     Weights and process peak need not be smallest at one level, so each limit is held against its own smallest.
     """
     hierarchy = evaluator.hierarchy
-    settings = [space.setting(hierarchy, level) for level in levels]
+    settings = [space.setting(hierarchy, level) for level in space.wanted(levels)]
     limits = (
         (replace(constraints, memory_budget_bytes=None), weight_bytes),
         (replace(constraints, weights_budget_bytes=None), predict_peak_rss_bytes),
@@ -52,7 +52,7 @@ def nearest_that_fits(
     if any(trial.memory_violation is None for trial in trials):
         return []
     hierarchy = judge.evaluator.hierarchy
-    for level in levels:
+    for level in space.wanted(levels):
         setting = space.setting(hierarchy, level)
         if judge.constraints.memory_violation(hierarchy, setting) is None:
             return [judge.judge(setting, "nearest", f"all blocks at {level}", full=True)]

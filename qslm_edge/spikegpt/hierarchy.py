@@ -8,7 +8,7 @@ of SpikeGPT-216M) and the tiny classifier matrix stay float32 and are counted as
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qslm_edge.errors import UsageError
@@ -26,6 +26,7 @@ class Module:
 
     Attributes:
         scale_bits: width in which the scales of its groups are stored. 16 where float16 holds each of them exactly.
+        hidden: the side that is made of hidden units of the SRFFN: rows of ffn.key, columns of ffn.value.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Module:
     rows: int
     columns: int
     scale_bits: Literal[16, 32] = 32
+    hidden: Literal["rows", "columns"] | None = None
 
     @property
     def key(self) -> str:
@@ -43,6 +45,17 @@ class Module:
     @property
     def n_params(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def n_hidden(self) -> int | None:
+        """Hidden units of its SRFFN; None where it has no side of them."""
+        return None if self.hidden is None else self.rows if self.hidden == "rows" else self.columns
+
+    def with_hidden(self, n_units: int | None) -> Module:
+        """The same matrix with only some hidden units left; None, or a matrix without such a side: as it is."""
+        if n_units is None or self.hidden is None:
+            return self
+        return replace(self, rows=n_units) if self.hidden == "rows" else replace(self, columns=n_units)
 
 
 @dataclass(frozen=True)
@@ -100,9 +113,12 @@ class Hierarchy:
 
 def _attention_block(layer: int, c: int, f: int) -> Block:
     base = f"blocks.{layer}"
-    sizes = {"ffn.key": (f, c), "ffn.value": (c, f)}
+    made = {
+        "ffn.key": Module(f"{base}.ffn.key", layer + 1, "linear", f, c, hidden="rows"),
+        "ffn.value": Module(f"{base}.ffn.value", layer + 1, "linear", c, f, hidden="columns"),
+    }
     names = [f"att.{m}" for m in ATT] + [f"ffn.{m}" for m in FFN]
-    modules = tuple(Module(f"{base}.{n}", layer + 1, "linear", *sizes.get(n, (c, c))) for n in names)
+    modules = tuple(made.get(n) or Module(f"{base}.{n}", layer + 1, "linear", c, c) for n in names)
     vectors: list[tuple[str, tuple[int, ...]]] = [
         (f"{base}.{norm}.{part}", (c,)) for norm in ("ln1", "ln2") for part in ("weight", "bias")
     ]

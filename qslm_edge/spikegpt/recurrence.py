@@ -2,7 +2,8 @@
 
 Everything else in the model works on whole windows at once; only these step token by token, batched over windows.
 Tensors are time-major [T, B, C], so that a step is one contiguous slice. The original (a, b, p) form with its running
-maximum is kept: a re-parametrised one rounds differently and flips spikes.
+maximum is kept: a re-parametrised one rounds differently and flips spikes. On a CUDA device both run as one kernel each
+(fused.py) where Triton is there.
 Sources: RWKV-4 (Peng et al. 2023, appendix), SpikeGPT (Zhu et al. 2023, eq. 5-9) and its published code.
 """
 
@@ -10,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from qslm_edge.spikegpt.gradients import lif_with_gradient, wkv_with_gradient
 
-__all__ = ["P_INIT", "lif", "one_thread", "wkv"]
+__all__ = ["P_INIT", "lif", "one_thread", "stepwise_reason", "wkv"]
 
 P_INIT = -1e38
 """Start of the running maximum p: exp(p - anything) is 0."""
@@ -34,6 +37,36 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@cache
+def _fused() -> ModuleType | str:
+    """The kernels for CUDA, tried on one neuron; in words why not where they do not work here."""
+    try:
+        from qslm_edge.spikegpt import fused
+
+        fused.lif(torch.zeros(1, 1, 1, device="cuda"), torch.zeros(1, 1, device="cuda"), None, False)
+    except ImportError as error:
+        return f"no Triton: {error}"
+    except Exception as error:  # noqa: BLE001 - a compiler of another project: whatever it says, loops still work
+        return f"Triton does not work here: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return fused
+
+
+def _kernels(*tensors: Tensor) -> ModuleType | None:
+    """The fused kernels where they serve these tensors."""
+    if any(not tensor.is_cuda or tensor.dtype != torch.float32 for tensor in tensors):
+        return None
+    found = _fused()
+    return None if isinstance(found, str) else found
+
+
+def stepwise_reason(device: torch.device) -> str | None:
+    """Why recurrences step through time on this device, a dozen launches a token; None where kernels do it whole."""
+    if device.type != "cuda":
+        return f"no kernel for {device.type}"
+    found = _fused()
+    return found if isinstance(found, str) else None
+
+
 @one_thread()
 def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Tensor) -> Tensor:
     """Weighted key-value average with exponential decay.
@@ -47,7 +80,12 @@ def wkv(k: Tensor, v: Tensor, time_decay: Tensor, time_first: Tensor, state: Ten
     Returns:
         y [T, B, C]; with gradients where autograd asks for them (gradients.py).
     """
-    if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or time_decay.requires_grad):
+    learns = any(tensor.requires_grad for tensor in (k, v, time_decay, time_first))
+    with_gradient = torch.is_grad_enabled() and learns
+    if state.is_contiguous() and (kernels := _kernels(k, v, time_decay, time_first, state)) is not None:
+        y: Tensor = kernels.wkv(k, v, -torch.exp(time_decay), time_first, state, with_gradient)
+        return y
+    if with_gradient:
         return wkv_with_gradient(k, v, time_decay, time_first, state)
     w = -torch.exp(time_decay)
     a, b, p = state[0], state[1], state[2]
@@ -84,15 +122,19 @@ def lif(x: Tensor, v: Tensor, potentials: Tensor | None = None) -> Tensor:
     Returns:
         Spikes 0/1 [T, B, C] in the type of x; with a surrogate gradient where autograd asks for one (gradients.py).
     """
-    if torch.is_grad_enabled() and x.requires_grad:
+    with_gradient = torch.is_grad_enabled() and x.requires_grad
+    if v.is_contiguous() and (kernels := _kernels(x, v)) is not None:
+        spikes: Tensor = kernels.lif(x, v, potentials, with_gradient)
+        return spikes
+    if with_gradient:
         return lif_with_gradient(x, v)
     out = torch.empty_like(x)
     h = torch.empty_like(v)
     for t in range(x.shape[0]):
-        spikes = out[t]
+        fired = out[t]
         if potentials is not None:
             h = potentials[t]
         torch.sub(x[t], v, out=h).mul_(0.5).add_(v)
-        torch.ge(h, 1.0, out=spikes)
-        torch.addcmul(h, h, spikes, value=-1.0, out=v)
+        torch.ge(h, 1.0, out=fired)
+        torch.addcmul(h, h, fired, value=-1.0, out=v)
     return out

@@ -7,10 +7,7 @@ on and no quantiser was asked for, round-to-nearest is used, and manifest and re
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from qslm_edge import __version__
+from qslm_edge.array_cache import keep_arrays, kept_arrays
 from qslm_edge.errors import DataError, UsageError
 from qslm_edge.items import Items
 from qslm_edge.quantize.base import InputStatistics, Quantiser
 from qslm_edge.quantize.calibrate import Statistics, measure_statistics
 from qslm_edge.quantize.quantisers import get_quantiser
 from qslm_edge.recipe import Recipe
-from qslm_edge.search.reference import DAMAGE, cache_directory
 from qslm_edge.spikegpt import Hierarchy, SpikeGPT
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer
@@ -44,7 +41,7 @@ MINIMUM_SHARE = 4
 """Tokens needed for each column of the widest matrix: with fewer its statistics are mostly noise and damping."""
 EMBEDDED = "embedded"
 """Value of `--calibration-data` that names the embedded training data of the task."""
-KEPT_BYTES = 2**30
+KIND, KEPT_BYTES = "calibration", 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +105,18 @@ def choose_quantiser(
     if recipe.method == "qslm":
         return _without_data(recipe, "rtn", "the paper's scheme rounds to nearest")
     name = recipe.quantiser
-    if name is not None and not get_quantiser(name).needs_statistics:
+    cuts = recipe.cut_hidden is not None  # which units can go is measured on calibration data too
+    if name is not None and not get_quantiser(name).needs_statistics and not cuts:
         return _without_data(recipe, name, "asked for")
     if recipe.model is not None and recipe.calibration_data is None:
-        if name is None and recipe.calibration_tokens is None:
+        if name is None and recipe.calibration_tokens is None and not cuts:
             return _without_data(
                 recipe, "rtn", "no calibration data; with --calibration-data the default is gptq"
             )
         raise UsageError(
             "no calibration data",
             where="--calibration-data",
-            found=f"--quantiser {name}" if name else "--calibration-tokens",
+            found="--cut-hidden" if cuts else f"--quantiser {name}" if name else "--calibration-tokens",
             hint="give training data of the model with --calibration-data FILE (never search or report data); "
             f"`--calibration-data {EMBEDDED}` takes the embedded {task.title} training text",
         )
@@ -126,7 +124,7 @@ def choose_quantiser(
     try:
         items = _items(recipe, task, tokenizer, window)
     except DataError as error:
-        if name is None and recipe.calibration_data is None:
+        if name is None and recipe.calibration_data is None and not cuts:
             return _without_data(recipe, "rtn", f"no calibration data: {error.what}")
         raise
     _check_amount(items, hierarchy)
@@ -236,45 +234,30 @@ def load_statistics(
         DataError: inputs of a module are not finite.
     """
     name = f"{digest}/{items.digest}/{hierarchy.head}/{model.device.type}/{__version__}"
-    path = cache_directory() / f"calibration-{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
-    found = _read(path, hierarchy, name)
+    found = _read(hierarchy, name)
     if found is not None:
         on_batch(1.0)
         return found
     statistics = measure_statistics(model, hierarchy, items, on_batch)
     if sum(moments.gram.nbytes for moments in statistics.values()) <= KEPT_BYTES:
-        _write(path, statistics, name)
+        _write(statistics, name)
     return statistics
 
 
-def _read(path: Path, hierarchy: Hierarchy, name: str) -> Statistics | None:
-    statistics: dict[str, InputStatistics] = {}
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if file["name"].tobytes() != name.encode():
-                return None  # a file that was copied or renamed
-            for module in hierarchy.modules:
-                if module.kind == "linear":
-                    gram = np.asarray(file[module.name], np.float32)
-                    if gram.shape != (module.columns, module.columns) or not np.isfinite(gram).all():
-                        return None
-                    statistics[module.name] = InputStatistics(gram, int(file["n_rows"]))
-    except DAMAGE:
+def _read(hierarchy: Hierarchy, name: str) -> Statistics | None:
+    file = kept_arrays(KIND, name)
+    linear = [module for module in hierarchy.modules if module.kind == "linear"]
+    if file is None or not {"n_rows", *(module.name for module in linear)} <= file.keys():
         return None
+    statistics: dict[str, InputStatistics] = {}
+    for module in linear:
+        gram = np.asarray(file[module.name], np.float32)
+        if gram.shape != (module.columns, module.columns) or not np.isfinite(gram).all():
+            return None
+        statistics[module.name] = InputStatistics(gram, int(file["n_rows"]))
     return statistics
 
 
-def _write(path: Path, statistics: Statistics, name: str) -> None:
+def _write(statistics: Statistics, name: str) -> None:
     arrays: dict[str, Any] = {key: moments.gram for key, moments in statistics.items()}
-    arrays["name"] = np.frombuffer(name.encode(), np.uint8)
-    arrays["n_rows"] = np.int64(next(iter(statistics.values())).n_rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except OSError:
-        # a cache that cannot be written costs time, not correctness
-        with suppress(OSError):
-            temporary.unlink()
+    keep_arrays(KIND, name, {**arrays, "n_rows": np.int64(next(iter(statistics.values())).n_rows)})

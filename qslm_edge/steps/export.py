@@ -22,6 +22,7 @@ from qslm_edge.items import Items
 from qslm_edge.metrics import Scores, quality
 from qslm_edge.progress import Progress
 from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
+from qslm_edge.quantize.cuts import describe_cuts
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.weights import QuantisedWeights
 from qslm_edge.runner.text import json_ready
@@ -149,6 +150,7 @@ def describe_export(plan: Plan, setting: Setting, bundle: Bundle, facts: dict[st
         "setting": setting.to_dict(),
         "summary": setting.describe(),
         "quantiser": bundle.manifest["quantiser"],
+        "cuts": bundle.manifest["cuts"],
         "weights": bundle.manifest["weights"],
         "expected": bundle.manifest["expected"]["search"],
         "bundle": {"path": str(bundle.path), "digest": bundle.digest},
@@ -226,6 +228,7 @@ def _manifest(
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_PRIVATE),
         "setting": setting.to_dict(),
         "quantiser": plan.choice.to_dict(),
+        "cuts": describe_cuts(plan.hierarchy, setting),
         "tuning": None if tuned is None else tuned.provenance(),
         "weights": {
             "bytes": weights,

@@ -15,6 +15,7 @@ from qslm_edge import __version__
 from qslm_edge.errors import RunError
 from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
+from qslm_edge.quantize.cuts import describe_cuts
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.recipe import Recipe, read_recipe
 from qslm_edge.runner.text import json_ready
@@ -74,6 +75,7 @@ def describe_search(
         "task": {"name": plan.task.name, "metric": plan.task.metric, "unit": plan.task.unit},
         "constraints": asdict(plan.constraints),
         "quantiser": plan.choice.to_dict(),
+        "cuts": describe_cuts(plan.hierarchy, result.chosen.setting),
         "tuning": None if tuned is None else tuned.origin,
         "items": {"source": items.source, "digest": items.digest, "n_items": items.n_items},
         **result.to_dict(plan.hierarchy.float32_bytes, plan.options, evaluator.kind),

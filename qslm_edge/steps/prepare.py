@@ -32,10 +32,11 @@ from qslm_edge.search.run import SearchOptions
 from qslm_edge.search.space import check_levels
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, build_hierarchy, load_checkpoint
 from qslm_edge.steps.calibration import Choice, choose_quantiser, load_statistics, training_items
+from qslm_edge.steps.cuts import offered_cuts, refuse_cut_levels
 from qslm_edge.tasks import get_task
 from qslm_edge.tasks.base import Task
 from qslm_edge.tasks.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from qslm_edge.tuning.judge import SCALE
+from qslm_edge.tuning.judge import REMAINS, SCALE
 from qslm_edge.tuning.options import TuneOptions
 
 __all__ = ["Plan", "allowed_level", "default_levels", "listed_levels", "prepare"]
@@ -44,9 +45,13 @@ SEARCH_WINDOWS = {"language_model": 48, "classification": None}
 MIB = 2**20
 DEFAULT_ROUNDS = 3
 """Settings that are tuned, at the most: the first guess, and two that learn from it."""
+TUNE_TOKENS = {"cpu": 3_000_000, "cuda": 9_000_000}
+"""Training tokens of each tuning: half an hour of two cores, about a minute of an H100, for the reference model."""
 GROUP_SIZE = 64
-FINE_LEVELS = {4: (32, 128)}
+FINE_LEVELS = {4: (32, 64, 128)}
 """Group sizes searched by default at a width, others use GROUP_SIZE; at 4 bits they trade bytes for quality."""
+CUT_LEVELS = {4: (32, 64, 128), 2: (64, 128)}
+"""The same where hidden units are cut: limits that allow that are those under which two bits count."""
 TUNED_LEVELS = {4: (128,), 2: (64, 128)}
 """The same where weights are tuned, which makes up for larger groups."""
 
@@ -170,19 +175,24 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     profile = load_profile(recipe.profile)
     task = get_task(recipe.task)
     path = Path(recipe.model) if recipe.model is not None else reference.model_path()
-    tuning = _tuning(recipe)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tuning = _tuning(recipe, device)
     options = SearchOptions(_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
     if tuning is not None:
         options = replace(
-            options, scale=SCALE[task.kind], max_steps=recipe.tune_rounds or DEFAULT_ROUNDS, early=False
+            options,
+            scale=SCALE[task.kind],
+            remains=REMAINS[task.kind],
+            max_steps=recipe.tune_rounds or DEFAULT_ROUNDS,
+            early=False,
         )
     _check_data(recipe)
     model = load_checkpoint(path, recipe.embedding)
     hierarchy = with_scale_bits(build_hierarchy(model.config, task.head), _values(model))
+    options = replace(options, cuts=offered_cuts(recipe, hierarchy, model.config, options.levels))
     tokenizer = load_tokenizer(_tokenizer_path(recipe, path, model.config.vocab_size))
     check_vocabulary(tokenizer, model.config.vocab_size)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
         model = model.to(device)
     window = recipe.window or model.config.ctx_len
@@ -207,7 +217,7 @@ def _values(model: SpikeGPT) -> Callable[[Module], NDArray[np.float32]]:
     return lambda module: model.tensors[module.key].detach().cpu().numpy()
 
 
-def _tuning(recipe: Recipe) -> TuneOptions | None:
+def _tuning(recipe: Recipe, device: str) -> TuneOptions | None:
     given: dict[str, Any] = {
         "tune_tokens": recipe.tune_tokens,
         "tune_rounds": recipe.tune_rounds,
@@ -232,7 +242,8 @@ def _tuning(recipe: Recipe) -> TuneOptions | None:
             allowed="budgeted",
         )
     names = {"tune_tokens": "tokens", "tune_rate": "learning_rate", "seed": "seed"}
-    return TuneOptions(**{names[name]: value for name, value in given.items() if name in names})
+    chosen = {names[name]: value for name, value in given.items() if name in names}
+    return TuneOptions(**{"tokens": TUNE_TOKENS["cpu" if device == "cpu" else "cuda"], **chosen})
 
 
 def _mu(recipe: Recipe) -> float | None:
@@ -250,7 +261,9 @@ def _check_data(recipe: Recipe) -> None:
         )
 
 
-def default_levels(profile: Profile, group_size: int | None = None, tuned: bool = False) -> tuple[Level, ...]:
+def default_levels(
+    profile: Profile, group_size: int | None = None, tuned: bool = False, cut: bool = False
+) -> tuple[Level, ...]:
     """Precision levels of a profile: fp16 storage and every packed width that its stock runtime runs.
 
     Two bits are mid-rise: smaller and nearer than with zero points (docs/recipe.md).
@@ -259,11 +272,12 @@ def default_levels(profile: Profile, group_size: int | None = None, tuned: bool 
         profile: the board.
         group_size: of every packed level; None takes what serves.
         tuned: weights will be tuned.
+        cut: hidden units may be cut.
 
     Raises:
         UsageError: a group size that the runtime does not run at some width.
     """
-    fine = TUNED_LEVELS if tuned else FINE_LEVELS
+    fine = TUNED_LEVELS if tuned else CUT_LEVELS if cut else FINE_LEVELS
     levels: list[Level] = []
     for width in profile.usable_widths():
         if width.bits == 32:
@@ -291,8 +305,10 @@ def _levels(recipe: Recipe, profile: Profile) -> tuple[Level, ...]:
     if recipe.method == "qslm":
         return _paper_levels(recipe)
     if recipe.levels is None:
-        return default_levels(profile, recipe.group_size, recipe.tune)
-    return listed_levels(recipe.levels, profile, recipe.group_size)
+        return default_levels(profile, recipe.group_size, recipe.tune, recipe.cut_hidden is not None)
+    levels = listed_levels(recipe.levels, profile, recipe.group_size)
+    refuse_cut_levels(levels)
+    return levels
 
 
 def listed_levels(

@@ -1,4 +1,4 @@
-"""A setting that a user gives: one level for every module, or a JSON file {module: level}.
+"""A setting that a user gives: one level for every module, a JSON file {module: level}, or a tuned model.
 
 Whatever the profile's runtime does not run, or a matrix cannot take, is refused here, before any work;
 nothing is replaced in silence.
@@ -18,8 +18,9 @@ from qslm_edge.quantize.levels import SIGN, Level, Setting, parse_level
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Module
 from qslm_edge.steps.prepare import Plan, allowed_level, listed_levels
+from qslm_edge.tuning.stored import TunedModel, load_tuned
 
-__all__ = ["given_setting", "setting_from_levels"]
+__all__ = ["given_setting", "given_tuned", "setting_from_levels"]
 
 _MAX_FILE_BYTES = 2**24
 _FORMS = "a level such as 8, 4g128 or 16, or a JSON file {module: level}"
@@ -45,7 +46,32 @@ def given_setting(text: str, plan: Plan) -> Setting:
         raise UsageError(
             error.what, where="--setting", found=error.found, allowed=error.allowed or _FORMS, hint=error.hint
         ) from None
-    return LevelMap(plan.model.config).setting(plan.hierarchy, level)
+    return _with_data(LevelMap(plan.model.config).setting(plan.hierarchy, level), plan, "--setting")
+
+
+def given_tuned(text: str, plan: Plan) -> TunedModel:
+    """The tuned model of `--setting`, made on whatever machine, with its setting.
+
+    Args:
+        text: path of a file that tuning left.
+        plan: model and profile.
+
+    Raises:
+        RunError: missing, damaged, or of another float model.
+        UsageError: it was tuned at levels that the profile's runtime does not run.
+    """
+    tuned = load_tuned(Path(text), plan.store(), plan.digest)
+    runs = setting_from_levels(tuned.setting.to_dict(), plan, text)
+    other = [name for name, level in runs.levels if level != tuned.setting[name]]
+    if other:
+        raise UsageError(
+            "tuned for another runtime's activations",
+            where=f"{text}: {other[0]}",
+            found=tuned.setting[other[0]],
+            allowed=f"{runs[other[0]]} on profile {plan.profile.id}",
+            hint="tune for this profile",
+        )
+    return tuned
 
 
 def setting_from_levels(levels: Mapping[str, Any], plan: Plan, where: str) -> Setting:
@@ -75,7 +101,32 @@ def setting_from_levels(levels: Mapping[str, Any], plan: Plan, where: str) -> Se
         (module.name, _module_level(module, levels[module.name], plan, space, f"{where}: {module.name}"))
         for module in plan.hierarchy.modules
     )
-    return Setting(chosen)
+    return _with_data(_paired(Setting(chosen), plan, where), plan, where)
+
+
+def _paired(setting: Setting, plan: Plan, where: str) -> Setting:
+    """The setting, if key and value of every SRFFN keep the same hidden units."""
+    for module in plan.hierarchy.modules:
+        if module.hidden == "rows":
+            value = f"{module.name.rpartition('.')[0]}.value"
+            if setting[module.name].units != setting[value].units:
+                raise UsageError(
+                    "key and value of an SRFFN must keep the same hidden units",
+                    where=f"{where}: {module.name}, {value}",
+                    found=f"{setting[module.name]}, {setting[value]}",
+                )
+    return setting
+
+
+def _with_data(setting: Setting, plan: Plan, where: str) -> Setting:
+    """The setting, if there is calibration data to tell which hidden units a cut leaves."""
+    if plan.choice.items is None and any(level.units is not None for _, level in setting.levels):
+        raise UsageError(
+            "hidden units cannot be cut without calibration data",
+            where=where,
+            hint="give training data with --calibration-data, for --quantiser gptq",
+        )
+    return setting
 
 
 def _module_level(module: Module, text: Any, plan: Plan, space: LevelMap, where: str) -> Level:
@@ -96,10 +147,13 @@ def _module_level(module: Module, text: Any, plan: Plan, space: LevelMap, where:
     # an embedding is looked up: its level is written with the suffix f whatever the runtime computes with
     is_table = module.kind == "embedding" and wanted.is_packed
     asked = replace(wanted, accuracy_level=4) if is_table else wanted
+    if wanted.units is not None and module.hidden is None:
+        raise UsageError("only key and value of an SRFFN have hidden units to cut", where=where, found=text)
     level = space.level(module, allowed_level(asked, plan.profile, where))
     if (level.bits, level.group_size) != (wanted.bits, wanted.group_size):
+        columns = module.with_hidden(wanted.units).columns
         raise UsageError(
-            f"this matrix of {module.columns} columns cannot take the level",
+            f"this matrix of {columns} columns cannot take the level",
             where=where,
             found=text,
             allowed=level,

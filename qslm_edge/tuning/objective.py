@@ -7,6 +7,7 @@ features over that of the teacher's mean, since two classes alone say little of 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,17 +37,20 @@ class Objective:
     def __call__(self, student: Weights, batch: Batch) -> Tensor:
         """Mean divergence over the predictions of a batch; with gradients where `student` has them."""
         device = self.store.model.device
-        tokens, mask = torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.mask).to(device)
+        tokens = torch.from_numpy(batch.tokens).to(device)
         with torch.no_grad():
             wanted = features(self.teacher, self.store, tokens)
         got = features(student, self.store, tokens)
         if self.store.hierarchy.head == "lm":
-            return self._next_tokens(student, got, wanted, mask)
-        return self._classes(student, got, wanted, mask)
+            return self._next_tokens(student, got, wanted, batch)
+        return self._classes(student, got, wanted, torch.from_numpy(batch.mask).to(device))
 
-    def _next_tokens(self, student: Weights, got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-        kept = mask.flatten() > 0
-        got, wanted = got.flatten(0, 1)[kept], wanted.flatten(0, 1)[kept]
+    def _next_tokens(self, student: Weights, got: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        got, wanted = got.flatten(0, 1), wanted.flatten(0, 1)
+        kept = batch.mask.ravel() > 0
+        if not kept.all():  # chosen here, not on the device: that would have to be waited for
+            places = torch.from_numpy(np.flatnonzero(kept)).to(got.device)
+            got, wanted = got[places], wanted[places]
         total = got.new_zeros(())
         parts = torch.split(got, TOKENS_AT_ONCE), torch.split(wanted, TOKENS_AT_ONCE)
         for mine, theirs in zip(*parts, strict=True):

@@ -137,7 +137,7 @@ def _parts(
     for name, level in setting.levels:
         if not level.is_packed:
             continue
-        module = base.modules[name]
+        module = base.modules[name].with_hidden(level.units)
         data, scales = (found.pop(f"{name}/{part}").numpy() for part in _PARTS[:2])
         zeros = None if level.midrise else found.pop(f"{name}/zeros").numpy()
         matrix = PackedMatrix(module, level, data, scales, zeros)
@@ -147,7 +147,9 @@ def _parts(
         ):
             raise ValueError(f"{name} does not fit {level}")
         packed[name] = matrix
+    cut = {module.key: module.with_hidden(setting[name].units) for name, module in base.modules.items()}
     for key, tensor in found.items():
-        if tensor.shape != base.model.tensors[key].shape:
+        wanted = (cut[key].rows, cut[key].columns) if key in cut else base.model.tensors[key].shape
+        if tensor.shape != wanted:
             raise ValueError(f"{key} has shape {tuple(tensor.shape)}")
     return packed, found

@@ -19,7 +19,7 @@ from qslm_edge.quantize.weights import WeightStore, round_activations
 from qslm_edge.spikegpt.config import N_STATE
 from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.spikegpt.model import Weights, block_forward, embed_tokens, final_norm, initial_state
-from qslm_edge.tuning.grid import PackedGrid
+from qslm_edge.tuning.grid import PackedGrid, grid_kind
 from qslm_edge.tuning.straight import straight_through
 
 __all__ = ["Student", "features"]
@@ -46,30 +46,39 @@ class Student:
     def __init__(self, store: WeightStore, setting: Setting) -> None:
         self.store, self.levels = store, dict(setting.levels)
         tensors, modules = store.model.tensors, {module.name: module for module in store.hierarchy.modules}
-        self.grids: dict[str, PackedGrid] = {}
+        packed: dict[str, list[tuple[PackedMatrix, Tensor]]] = {}
         self.floats: dict[str, Tensor] = {}
         for name, module in modules.items():
             level = self.levels[name]
             if level.is_packed:
-                self.grids[name] = PackedGrid(store.packed(name, level), tensors[module.key])
+                matrix = store.packed(name, level)
+                packed.setdefault(grid_kind(matrix), []).append((matrix, store.original(name, level)))
             elif not _is_sign(module, level, store):
-                self.floats[module.key] = tensors[module.key].detach().clone().requires_grad_()
+                self.floats[module.key] = store.original(name, level).detach().clone().requires_grad_()
         for block in store.hierarchy.blocks:
             for key, _ in block.float_tensors:
                 self.floats[key] = tensors[key].detach().clone().requires_grad_()
+        self.grids = {
+            kind: PackedGrid([matrix for matrix, _ in found], [weights for _, weights in found])
+            for kind, found in packed.items()
+        }
         self._computed: dict[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every tuned tensor by a name of its own, in a fixed order."""
-        for name, grid in self.grids.items():
-            yield f"{name}.latent", grid.latent
-            yield f"{name}.log_scale", grid.log_scale
+        for kind, grid in self.grids.items():
+            yield f"{kind}.latent", grid.latent
+            yield f"{kind}.log_scale", grid.log_scale
         yield from self.floats.items()
 
     def refresh(self) -> None:
         """Take the matrices from their grids anew: once a step, since all of its items use the same."""
-        self._computed = {name: grid.dense() for name, grid in self.grids.items()}
+        self._computed = {
+            start.module.name: dense
+            for grid in self.grids.values()
+            for start, dense in zip(grid.starts, grid.dense(), strict=True)
+        }
         self._dense = {name: dense.detach().requires_grad_() for name, dense in self._computed.items()}
 
     def collect(self) -> None:
@@ -80,7 +89,7 @@ class Student:
     # ---- Weights
 
     def embedding(self, tokens: Tensor) -> Tensor:
-        if "emb" in self.grids:
+        if "emb" in self._dense:
             return F.embedding(tokens, self._dense["emb"])
         if self.store.model.config.embedding == "binary":
             rows = F.embedding(tokens, self.store.model.tensors["emb.weight"])
@@ -92,7 +101,7 @@ class Student:
         if level.is_packed and level.accuracy_level and level.group_size:
             size = level.group_size
             x = straight_through(x, lambda values: round_activations(values, size))
-        if module in self.grids:
+        if module in self._dense:
             return F.linear(x, self._dense[module])
         return F.linear(x, self._stored(module))
 
@@ -115,7 +124,7 @@ class Student:
 
     def packed(self) -> dict[str, PackedMatrix]:
         """Packed matrices by module."""
-        return {name: grid.packed() for name, grid in self.grids.items()}
+        return {matrix.module.name: matrix for grid in self.grids.values() for matrix in grid.packed()}
 
 
 def _is_sign(module: Module, level: Level, store: WeightStore) -> bool:

@@ -24,6 +24,7 @@ from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.packed import PackedMatrix
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.journal import fingerprint
+from qslm_edge.spikegpt.recurrence import stepwise_reason
 from qslm_edge.tuning.checkpoint import load_state, save_state
 from qslm_edge.tuning.feed import Feed
 from qslm_edge.tuning.objective import Objective
@@ -109,15 +110,14 @@ def tune(
     first = (load_state(state, run.tensors(), mark) if state is not None else None) or 0
     saved = time.monotonic()
     try:
-        for step in range(first, run.steps):
-            loss = run.step(step)
+        for step, loss in run.losses(first):
             if not math.isfinite(loss):
                 raise GateError(
                     "tuning diverged", where=f"step {step + 1} of {run.steps}", hint="lower --tune-rate"
                 )
             advance(1 / run.steps, f"step {step + 1} of {run.steps}, divergence {loss:.3f} nats")
             if state is not None and time.monotonic() - saved > SAVE_EVERY_S:
-                save_state(state, run.tensors(), step + 1, mark)
+                save_state(state, run.tensors(), run.done, mark)
                 saved = time.monotonic()
     except torch.OutOfMemoryError as error:
         raise EnvironmentFault(
@@ -150,6 +150,7 @@ def tuning_mark(
             "head": store.hierarchy.head,
             "options": options.to_dict(),
             "device": store.model.device.type,
+            "kernels": stepwise_reason(store.model.device) is None,
             "quantiser": store.quantiser.identity,
             "quantiser_options": store.quantiser.options,
             "version": __version__,
@@ -158,7 +159,11 @@ def tuning_mark(
 
 
 class _Run:
-    """Student, objective and optimiser of one run."""
+    """Student, objective and optimiser of one run.
+
+    Attributes:
+        done: steps whose update was made, or is under way on the device.
+    """
 
     def __init__(self, store: WeightStore, setting: Setting, items: Items, options: TuneOptions) -> None:
         self.options, config = options, store.model.config
@@ -171,6 +176,7 @@ class _Run:
         token_bytes = 4 * config.n_embd * config.n_layer * FLOATS_A_TOKEN
         room = MICRO_BYTES.get(store.model.device.type, MICRO_BYTES["cpu"])
         self.micro_tokens = max(int(items.lengths.max()), room // token_bytes)
+        self.done = 0
         self.named = dict(self.student.parameters())
         scales = [tensor for name, tensor in self.named.items() if name.endswith(".log_scale")]
         self.others = [tensor for name, tensor in self.named.items() if not name.endswith(".log_scale")]
@@ -192,8 +198,23 @@ class _Run:
                 found[f"{name}/{key}"] = value
         return found
 
-    def step(self, number: int) -> float:
-        """One step; the mean divergence of its batch before it."""
+    def losses(self, first: int) -> Iterator[tuple[int, float]]:
+        """Take every step from `first` on; each number with its divergence.
+
+        A loss is read when the next step is under way: a GPU that was waited for would stand still meanwhile.
+        """
+        self.done, waiting = first, None
+        for number in range(first, self.steps):
+            found = self._step(number)
+            self.done = number + 1
+            if waiting is not None:
+                yield number - 1, float(waiting)
+            waiting = found
+        if waiting is not None:
+            yield self.steps - 1, float(waiting)
+
+    def _step(self, number: int) -> Tensor:
+        """One step; the mean divergence of its batch before it, on the device."""
         share = min(1.0, (number + 1) / max(1, self.options.warmup_steps))
         share *= 0.5 * (1 + math.cos(math.pi * number / self.steps))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -201,11 +222,11 @@ class _Run:
         items = self.feed.items_of(number)
         self.optimiser.zero_grad(set_to_none=True)
         self.student.refresh()
-        total = 0.0
+        total = torch.zeros((), device=self.others[0].device)
         for batch, share in self._parts(items):
             loss = self.objective(self.student, batch) * share
             torch.autograd.backward([loss])
-            total += float(loss.detach())
+            total += loss.detach()
         self.student.collect()
         torch.nn.utils.clip_grad_norm_(self.others, self.options.clip_norm)
         self.optimiser.step()

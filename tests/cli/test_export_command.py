@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
+from tests.helpers.directory import write_sentences
 
 Invoke = Callable[..., Result]
 
@@ -302,3 +303,49 @@ def test_a_graph_that_computes_something_else_is_1(
     assert result.exit_code == 1
     assert "the exported graph does not compute what the torch model computes" in result.stderr
     assert not (copied / "bundle").exists()
+
+
+# a tuned model
+
+
+@pytest.fixture(scope="module")
+def tuned(run: Invoke, inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a search that tuned one setting, for a few steps."""
+    folder = tmp_path_factory.mktemp("tuned")
+    sentences = write_sentences(folder / "train.tsv", 400, seed=3)
+    more = ("--calibration-data", sentences, "--tune", "--tune-tokens", "1", "--tune-rounds", "1")
+    flags = (*inputs.flags("sst2"), *more, "--max-accuracy-drop", "90", "--levels", "2")
+    result = run("search", *flags, "--out", folder / "run")
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+def test_a_tuned_model_is_exported_where_it_was_not_made(
+    run: Invoke, inputs: Any, tuned: Path, tmp_path: Path
+) -> None:
+    (file,) = (tuned / "tuned").iterdir()
+    result = run("export", *inputs.flags("sst2"), "--setting", file, "--out", tmp_path / "there", "--json")
+    assert result.exit_code == 0, result.output
+    result = run("export", tuned, "--out", tmp_path / "here", "--json")
+    assert result.exit_code == 0, result.output
+    one, other = ((tmp_path / name / "bundle" / "model.bin").read_bytes() for name in ("there", "here"))
+    assert one == other
+    assert open_bundle(tmp_path / "there" / "bundle").manifest["tuning"]["steps"] == 1
+
+
+def test_a_tuned_model_of_other_levels_or_another_model_is_refused(
+    run: Invoke, inputs: Any, tuned: Path, tmp_path: Path
+) -> None:
+    (file,) = (tuned / "tuned").iterdir()
+    other = inputs.flags("sst2", "jetson-orin")  # its runtime runs no 2 bits
+    result = run("export", *other, "--setting", file, "--out", tmp_path / "a")
+    assert result.exit_code == 2
+    assert "2-bit" in result.stderr
+    result = run("export", "--profile", "x86-laptop", "--setting", file, "--out", tmp_path / "b")
+    assert result.exit_code == 2
+    assert "belongs to another float model" in " ".join(result.stderr.split())
+    result = run(
+        "export", *inputs.flags("sst2"), "--setting", tmp_path / "c.safetensors", "--out", tmp_path / "c"
+    )
+    assert result.exit_code == 2
+    assert "no tuned model" in " ".join(result.stderr.split())

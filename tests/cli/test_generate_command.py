@@ -20,7 +20,8 @@ from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.errors import RuntimeFault
-from qslm_edge.runner.generate import PROMPT_CHUNK, Generation, Sampling, choose_token
+from qslm_edge.runner.generate import Generation, Sampling, choose_token
+from qslm_edge.runner.sessions.base import PREFILL_CHUNK
 from qslm_edge.runner.sessions.portable import PortableSession
 from qslm_edge.tasks.tokenizer import load_tokenizer
 
@@ -75,9 +76,9 @@ def test_a_long_prompt_runs_in_chunks(bundle: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PortableSession, "logits", counted)
     session = PortableSession(open_bundle(bundle))
-    prompt = np.arange(2 * PROMPT_CHUNK + 5) % 200
+    prompt = np.arange(2 * PREFILL_CHUNK + 5) % 200
     assert len(list(Generation(session, Sampling(), 250).run(prompt, 3))) == 3
-    assert lengths == [PROMPT_CHUNK, PROMPT_CHUNK, 5, 1, 1]
+    assert lengths == [PREFILL_CHUNK, PREFILL_CHUNK, 5, 1, 1]
 
 
 def test_equal_seeds_give_equal_text(run: Invoke, bundle: Path) -> None:

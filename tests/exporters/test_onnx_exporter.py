@@ -45,6 +45,9 @@ Array = NDArray[Any]
 LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64", "2g64m")
 EXACT = ("32", "16", "4g64f")
 """Levels with float activations. With int8 activations another processor may round a code the other way."""
+CPU_FLAGS = Path("/proc/cpuinfo")
+KERNELS_KNOWN = CPU_FLAGS.is_file() and "avx512_vnni" in CPU_FLAGS.read_text("utf-8")
+"""Whether this processor's kernels are those that were seen to multiply one row as they do many."""
 MIXED = {
     "emb": "2g32f",
     "blocks.0.att.key": "32",
@@ -61,7 +64,7 @@ MIXED = {
 ONNX_OPERATORS = {
     *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
     *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),
-    *("Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+    *("Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 """Everything that the graph may use of the standard: each has a CPU kernel since onnxruntime 1.18."""
 
@@ -207,6 +210,32 @@ def test_state_over_chunks_and_steps_equals_one_run(
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
     np.testing.assert_allclose(state, whole_state, rtol=1e-3, atol=1e-4)
     assert np.abs(whole[1:] - run_lm(session, job, tokens[1:])[0]).max() > 0.1  # the state does matter
+
+
+@pytest.mark.parametrize(
+    ("level", "equal"),
+    [
+        *((level, True) for level in ("32", "16", "8g32", "8g64", "4g32", "2g32", "2g64", "2g32m")),
+        *((level, False) for level in ("4g64", "4g64f", "4g32f", "8g128")),
+    ],
+)
+def test_steps_equal_a_run_bit_for_bit_where_the_kernels_do(
+    level: str, equal: bool, dense: SpikeGPT, tmp_path: Path
+) -> None:
+    """onnxruntime multiplies one row and many by the same sums at some levels, in another order at the rest."""
+    job = make_job(dense, level)
+    session = exported(job, tmp_path)
+    tokens = random_tokens(24, 1)
+    whole, whole_state = run_lm(session, job, tokens)
+    state, steps = None, []
+    for token in tokens:
+        logits, state = run_lm(session, job, token[None], state)
+        steps.append(logits)
+    assert state is not None
+    np.testing.assert_allclose(np.concatenate(steps), whole, atol=1e-4)
+    if equal and KERNELS_KNOWN:
+        assert np.concatenate(steps).tobytes() == whole.tobytes()
+        assert state.tobytes() == whole_state.tobytes()
 
 
 def test_state_is_that_of_torch(dense: SpikeGPT, tmp_path: Path) -> None:

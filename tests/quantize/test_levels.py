@@ -25,8 +25,11 @@ LEVELS = [
     *(Level(bits, group, level) for bits in PACKED_BITS for group in GROUP_SIZES for level in (0, 4)),
     *(Level(2, group, level, midrise=True) for group in GROUP_SIZES for level in (0, 4)),
     *(Level(bits, simulated=True) for bits in range(2, 17)),
+    *(Level(bits, 64, 4, units=units) for bits in PACKED_BITS for units in (1, 768)),
+    Level(32, units=256),
+    Level(2, 128, 0, midrise=True, units=65_536),
 ]
-ALPHABET = "0123456789gfmq ."
+ALPHABET = "0123456789gfmq@ ."
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=str)
@@ -44,6 +47,8 @@ def test_texts_by_example() -> None:
     assert parse_level("2g64m") == Level(2, 64, 4, midrise=True)
     assert parse_level(" 16 ") == FLOAT16
     assert parse_level("q6") == Level(6, simulated=True)
+    assert parse_level("4g64@768") == Level(4, 64, 4, units=768)
+    assert parse_level("4g64@768").whole == parse_level("4g64")
 
 
 @given(text=st.text(ALPHABET, max_size=7) | st.text(max_size=5))

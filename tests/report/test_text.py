@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qslm_edge.errors import OutputError
+from qslm_edge.report.markdown import render_markdown
 from qslm_edge.report.text import render_text, write_text
 
 Report = dict[str, Any]
@@ -88,3 +89,12 @@ def test_write_text_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_text(tmp_path / "no" / "report.md", "three\n")
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_cuts_are_said_beside_the_quantiser(small: Report) -> None:
+    assert "Cut: " not in render_text(small, 200)
+    small["cuts"] = {"rule": "obs/1", "hidden_units": [768, 1024], "share": 0.125}
+    small["model"]["ffn_dim"] = 1024
+    line = "Cut: 12.5 % of the hidden units; of 1024 a layer keeps 768, 1024"
+    assert line in render_text(small, 200)
+    assert line in render_markdown(small)

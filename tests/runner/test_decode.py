@@ -96,7 +96,7 @@ def test_prefill_runs_in_chunks_after_one_that_does_not_count(
 
 
 def test_a_prefill_that_took_no_time_is_no_speed() -> None:
-    found = prefill_result(128, [0.0])
+    found = prefill_result(128, 64, [0.0])
     assert found["tokens_per_s"] is None
     assert "too coarse" in found["reason"]
 

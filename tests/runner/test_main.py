@@ -24,6 +24,7 @@ from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.power import PowerPlan
 from qslm_edge.runner.sessions.base import SessionOptions
 from qslm_edge.runner.verify import VerifyOptions
+from tests.helpers.settings import DEFAULT_SETTINGS
 
 Result = dict[str, Any]
 Captured = pytest.CaptureFixture[str]
@@ -57,6 +58,7 @@ def make_result(exit_code: int = 0) -> Result:
         "host": {"why": "a desk"},
         "rehearsal": True,
         "placement": {"provider": "CPUExecutionProvider", "note": "first choice of the profile"},
+        "run_settings": DEFAULT_SETTINGS,
         "checks": [],
         "decode": None,
         "conditions": {"flags": []},
@@ -87,7 +89,9 @@ def test_options_arrive(verified: Any, capsys: Captured) -> None:
     given = VerifyOptions("X", 3, 9, "release", asked, power_source="csv", power_marker=True)
     assert verified.asked == [(Path("place"), given)]
     program.main(["verify", "place"])
-    assert verified.asked[1] == (Path("place"), VerifyOptions(None, 1, None, "smoke", Limits()))
+    assert verified.asked[1] == (Path("place"), VerifyOptions(None, None, None, "smoke", Limits()))
+    program.main(["verify", "place", "--tune", "--no-spinning", "--engine", "onnxruntime"])
+    assert verified.asked[2][1] == VerifyOptions(tune=True, spinning=False, engine="onnxruntime")
 
 
 @pytest.mark.parametrize(

@@ -264,13 +264,49 @@ def test_golden_outputs_come_from_the_session(lm_bundle: Bundle, classifier_bund
     assert (count == len(tokens)).all()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.full((1, 1), 10**6), "outside the vocabulary; found 1000000; allowed: 0 to"),
+        (np.array([[3], [-1]]), "outside the vocabulary; found -1"),
+        (np.zeros((0, 1), np.int64), "no tokens to run"),
+        (np.zeros(3, np.int64), "no tokens to run"),
+    ],
+)
+def test_tokens_are_checked_before_the_runtime_sees_them(
+    tokens: Any, said: str, lm_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = PortableSession(lm_bundle)
+    monkeypatch.setattr(session, "_session", None)
+    with pytest.raises(RuntimeFault, match=said) as caught:
+        session.logits(tokens, session.initial_state(1), 1)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("last", [0, -1, 3])
+def test_logits_of_tokens_that_are_not_there_are_refused(last: int, lm_bundle: Bundle) -> None:
+    session = PortableSession(lm_bundle)
+    with pytest.raises(RuntimeFault, match="logits of too many tokens"):
+        session.logits(np.zeros((2, 1), np.int64), session.initial_state(1), last)
+
+
+def test_a_state_of_another_model_or_batch_is_refused(lm_bundle: Bundle, classifier_bundle: Bundle) -> None:
+    session, other = PortableSession(lm_bundle), PortableSession(classifier_bundle)
+    tokens = np.zeros((1, 1), np.int64)
+    for state in (session.initial_state(1)[:-1], session.initial_state(2), session.initial_state(1)[..., 1:]):
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of") as caught:
+            session.logits(tokens, state, 1)
+        one_line(caught.value)
+        with pytest.raises(RuntimeFault, match="state is of another model or another number of"):
+            other.pooled(tokens, state, np.ones((1, 1), np.float32))
+    with pytest.raises(RuntimeFault, match="found float64"):
+        session.logits(tokens, session.initial_state(1).astype(np.float64), 1)
+
+
 def test_what_fails_while_running_is_one_line(lm_bundle: Bundle) -> None:
     session = PortableSession(lm_bundle)
     with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.full((1, 1), 10**6), session.initial_state(1), 1)
-    one_line(caught.value)
-    with pytest.raises(RuntimeFault, match="failed while running the model") as caught:
-        session.logits(np.zeros((1, 1), np.int64), session.initial_state(1)[:-1], 1)
+        session.logits(np.zeros((1, 1), np.int32), session.initial_state(1), 1)
     one_line(caught.value)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qslm_edge.runner.text import figure, json_ready, summary_lines
+from tests.helpers.settings import DEFAULT_SETTINGS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -28,6 +29,7 @@ def make_result(**changes: Any) -> dict[str, Any]:
         "host": {"why": "this host is a desk"},
         "rehearsal": True,
         "placement": {"provider": "CPUExecutionProvider", "note": "first choice of the profile"},
+        "run_settings": DEFAULT_SETTINGS,
         "checks": [
             {
                 "name": "peak RSS",
@@ -60,6 +62,7 @@ def test_every_figure_has_its_line() -> None:
     assert summary_lines(make_result()) == [
         "rehearsal: this host is a desk",
         "provider: CPUExecutionProvider (first choice of the profile)",
+        "settings: onnxruntime, 1 thread, prompts in chunks of 128 (defaults)",
         "PASS         peak RSS: 68.00 MB (limit 3000.00 MB; 2 % of the limit)",
         "decode on this host: median 1.250 ms a token, p95 1.500 ms, prefill 4117 tokens/s",
         "energy on this host: gross 12.300 mJ a token, net 4.000 mJ a token (rapl)",
@@ -88,7 +91,7 @@ def test_what_is_absent_says_why() -> None:
         },
     }
     lines = summary_lines(make_result(decode=decode, conditions={"flags": []}))
-    assert lines[3:] == [
+    assert lines[4:] == [
         (
             "decode on this host: median not measured (no samples), p95 not measured (none), "
             "prefill not measured (not asked for)"
@@ -116,7 +119,7 @@ def test_after_a_golden_mismatch_there_is_no_decode() -> None:
     }
     quiet = {"flags": [], "not_read": "not read: clocks (no clock control)"}
     lines = summary_lines(make_result(decode=None, checks=[check], verdict="fail", conditions=quiet))
-    assert lines[2] == (
+    assert lines[3] == (
         "FAIL         golden vectors: not measured (limit +0.15 mean KL divergence, nats; "
         "not a finite number: nan)"
     )

@@ -20,9 +20,11 @@ from qslm_edge.runner.child import run_child
 from qslm_edge.runner.decode_energy import no_energy
 from qslm_edge.runner.limits import Limits
 from qslm_edge.runner.runtime import CPU
+from qslm_edge.runner.sessions.base import DEFAULT
 from qslm_edge.runner.verify import VerifyOptions, choose_provider, verify_bundle
 from tests.helpers.bundle_fixtures import CopyBundle
 from tests.helpers.bundles import edit_manifest, make_bundle, resign
+from tests.helpers.settings import DEFAULT_SETTINGS
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 KNOWN = [TENSORRT, CUDA, "OpenVINOExecutionProvider", CPU]
@@ -105,8 +107,9 @@ def test_a_whole_verification_passes(lm_result: Result, lm_bundle: Bundle) -> No
     assert json.loads(json.dumps(lm_result, allow_nan=False)) == lm_result
     assert lm_result.keys() == {
         *("schema", "tool_version", "verdict", "exit_code", "bundle", "task", "profile", "limits", "host"),
-        *("versions", "rehearsal", "placement", "checks", "scoring", "decode", "conditions"),
+        *("versions", "rehearsal", "placement", "run_settings", "checks", "scoring", "decode", "conditions"),
     }
+    assert lm_result["run_settings"] == DEFAULT_SETTINGS
     assert (lm_result["verdict"], lm_result["exit_code"]) == ("pass", 0)
     assert checks_of(lm_result).keys() == {
         *("golden vectors", "agreement with the search", "perplexity increase", "peak RSS"),
@@ -344,7 +347,7 @@ def test_the_energy_process_is_told_source_and_board(
         return {}
 
     monkeypatch.setattr(verify, "run_child", answer)
-    run = verify._Runs(lm_bundle, VerifyOptions(power="release"), CPU, True, lambda *_: None)
+    run = verify._Runs(lm_bundle, VerifyOptions(power="release"), DEFAULT, True, lambda *_: None)
     run._measure("_energy", *run._power)
     assert {"--power=release", "--power-source=rapl", "--is-board", "--threads=1"} < set(called[0])
 

@@ -23,7 +23,7 @@ from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.front import FrontPoint, choose
 from qslm_edge.search.journal import Journal
-from qslm_edge.search.prediction import Predict
+from qslm_edge.search.prediction import Predict, Prediction, left_by_tuning
 from qslm_edge.search.run import SearchOptions, SearchResult, run_search
 from qslm_edge.search.score import eq1_score
 from qslm_edge.search.space import LevelMap, check_levels
@@ -366,3 +366,13 @@ def test_what_a_front_cannot_answer_names_the_nearest() -> None:
         InfeasibleError, match=r"no setting of the front meets .*nearest: s200 .*\+1.000, limit 0.5"
     ):
         choose(POINTS, "language_model", 1000, max_degradation=0.5, weights_budget_bytes=399)
+
+
+def test_tuning_leaves_a_share_of_each_part_of_the_model() -> None:
+    names = ("emb", "blocks.0.att.key", "blocks.11.ffn.value", "head")
+    table = [Prediction(name, "2g64", 2.0, 0.5, 10, 4, "predicted") for name in names]
+    found = left_by_tuning(table, {"att": 1.5, "ffn": 0.25, "emb": 0.5})
+    assert [cell.nats for cell in found] == [1.0, 3.0, 0.5, 2.0]
+    assert [cell.standard_error for cell in found] == [0.25, 0.75, 0.125, 0.5]
+    assert [cell.weight_bytes for cell in found] == [10] * 4
+    assert left_by_tuning(table, {}) == table

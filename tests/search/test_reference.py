@@ -12,10 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qslm_edge.array_cache import cache_directory
 from qslm_edge.items import Items
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.evaluator import Evaluator
-from qslm_edge.search.reference import cache_directory, float_reference, model_digest
+from qslm_edge.search.reference import float_reference, model_digest
 from qslm_edge.spikegpt import SpikeGPT
 
 MakeItems = Callable[..., Items]

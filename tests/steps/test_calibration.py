@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from qslm_edge import reference
+from qslm_edge.array_cache import cache_directory
 from qslm_edge.errors import DataError, UsageError
 from qslm_edge.items import Items
 from qslm_edge.quantize.calibrate import measure_statistics
 from qslm_edge.quantize.levels import parse_level
 from qslm_edge.recipe import make_recipe
-from qslm_edge.search.reference import cache_directory
 from qslm_edge.steps import calibration
 from qslm_edge.steps.calibration import load_statistics, minimum_tokens
 from qslm_edge.steps.prepare import Plan, prepare

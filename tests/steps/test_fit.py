@@ -40,7 +40,7 @@ def smallest(tiny_model: Path) -> int:
 def test_every_width_is_compared_with_the_budget(tiny_model: Path) -> None:
     found = fit(tiny_model)
     assert (found["verdict"], found["exit_code"], found["would_fit"]) == ("fits", 0, [])
-    assert [row["level"] for row in found["levels"]] == ["32", "16", "8g64", "4g32", "4g128", "2g64"]
+    assert [row["level"] for row in found["levels"]] == ["32", "16", "8g64", "4g32", "4g64", "4g128", "2g64"]
     budget = found["profile"]["budget_bytes"]
     assert (budget, found["profile"]["budget_source"]) == (2861 * 2**20, "profile")
     for row in found["levels"]:

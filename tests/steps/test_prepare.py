@@ -16,7 +16,7 @@ from qslm_edge.profiles import load_profile
 from qslm_edge.quantize.levels import Level
 from qslm_edge.recipe import make_recipe
 from qslm_edge.search.reference import model_digest
-from qslm_edge.steps.prepare import Plan, default_levels, listed_levels, prepare
+from qslm_edge.steps.prepare import TUNE_TOKENS, Plan, _tuning, default_levels, listed_levels, prepare
 from tests.helpers.directory import make_text, write_model, write_sentences
 
 MakePlan = Callable[..., Plan]
@@ -70,20 +70,28 @@ def board(tmp_path: Path, *changes: tuple[str, str]) -> str:
 
 
 def test_default_levels_are_what_the_runtime_runs() -> None:
-    assert texts(default_levels(load_profile("x86-laptop"))) == ["16", "8g64", "4g32", "4g128", "2g64m"]
+    assert texts(default_levels(load_profile("x86-laptop"))) == [
+        "16",
+        "8g64",
+        "4g32",
+        "4g64",
+        "4g128",
+        "2g64m",
+    ]
+    assert texts(default_levels(load_profile("x86-laptop"), cut=True))[-2:] == ["2g64m", "2g128m"]
     assert texts(default_levels(load_profile("x86-laptop"), 32)) == ["16", "8g32", "4g32", "2g32m"]
 
 
 def test_default_levels_leave_out_what_the_stock_runtime_lacks(tmp_path: Path) -> None:
     old = load_profile(board(tmp_path, ('onnxruntime = "1.31.1"', 'onnxruntime = "1.23.2"')))
-    assert texts(default_levels(old)) == ["16", "8g64", "4g32", "4g128"]
+    assert texts(default_levels(old)) == ["16", "8g64", "4g32", "4g64", "4g128"]
 
 
 def test_levels_carry_the_accuracy_level_of_the_board() -> None:
     profile = load_profile("x86-laptop")
     widths = [w.model_copy(update={"accuracy_level": 0}) if w.bits == 4 else w for w in profile.widths]
     exact = profile.model_copy(update={"widths": tuple(widths)})
-    assert texts(default_levels(exact)) == ["16", "8g64", "4g32f", "4g128f", "2g64m"]
+    assert texts(default_levels(exact)) == ["16", "8g64", "4g32f", "4g64f", "4g128f", "2g64m"]
     assert texts(listed_levels(["8", "4g64", "4g64f"], exact)) == ["8g64", "4g64f"]
 
 
@@ -97,7 +105,7 @@ def test_a_group_size_that_the_runtime_lacks_is_refused(tmp_path: Path) -> None:
     fewer = load_profile(board(tmp_path, ("block_sizes = [32, 64, 128]", "block_sizes = [32, 64]")))
     with pytest.raises(UsageError, match="--group-size: .* at 8 bits; found 128; allowed: 32, 64"):
         default_levels(fewer, 128)
-    assert texts(default_levels(fewer)) == ["16", "8g64", "4g32", "2g64m"]
+    assert texts(default_levels(fewer)) == ["16", "8g64", "4g32", "4g64", "2g64m"]
 
 
 @pytest.mark.parametrize(
@@ -311,3 +319,22 @@ def test_data_that_is_missing_is_refused_when_it_is_read(plan: MakePlan) -> None
     made = plan(search_data="no/such/file.txt")
     with pytest.raises(DataError, match="file.txt"):
         made.items("search")
+
+
+# ---- tuning
+
+
+def test_a_gpu_tunes_on_more_tokens_unless_told() -> None:
+    def tokens(device: str, **choices: Any) -> int:
+        found = _tuning(make_recipe(profile="x86-cpu", tune=True, **choices), device)
+        assert found is not None
+        return found.tokens
+
+    assert tokens("cpu") == TUNE_TOKENS["cpu"] < tokens("cuda") == tokens("cuda:1") == TUNE_TOKENS["cuda"]
+    assert tokens("cuda", tune_tokens=5) == tokens("cpu", tune_tokens=5) == 5
+
+
+def test_predictions_of_a_tuned_search_are_those_that_tuning_leaves(plan: MakePlan) -> None:
+    tuned = plan(tune=True)
+    assert tuned.options.remains["ffn"] < 1 < tuned.options.remains["att"]
+    assert plan().options.remains == {}

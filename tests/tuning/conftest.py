@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qslm_edge.items import Items
+from qslm_edge.quantize.calibrate import measure_statistics
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.spikegpt import SpikeGPT, build_hierarchy, load_checkpoint
 
@@ -25,6 +26,13 @@ def model(root: Path) -> SpikeGPT:
 @pytest.fixture
 def store(model: SpikeGPT) -> WeightStore:
     return WeightStore(model, build_hierarchy(model.config, "lm"))
+
+
+@pytest.fixture
+def cut_store(model: SpikeGPT, windows: Items) -> WeightStore:
+    """The same with statistics, so that hidden units can be cut."""
+    hierarchy = build_hierarchy(model.config, "lm")
+    return WeightStore(model, hierarchy, statistics=lambda: measure_statistics(model, hierarchy, windows))
 
 
 @pytest.fixture

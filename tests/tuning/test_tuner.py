@@ -13,12 +13,14 @@ import torch
 from qslm_edge.errors import DataError, GateError, OutputError, RunError
 from qslm_edge.items import Items
 from qslm_edge.quantize.levels import Setting, parse_level
-from qslm_edge.quantize.weights import WeightStore
+from qslm_edge.quantize.weights import QuantisedWeights, WeightStore
 from qslm_edge.search.space import LevelMap
 from qslm_edge.tuning import tuner
 from qslm_edge.tuning.checkpoint import load_state, save_state
 from qslm_edge.tuning.feed import Feed
 from qslm_edge.tuning.options import TuneOptions
+from qslm_edge.tuning.stored import TunedModel, load_tuned, save_tuned
+from qslm_edge.tuning.student import features
 from qslm_edge.tuning.tuner import Tuned, tune
 
 OPTIONS = TuneOptions(tokens=12 * 96, batch_tokens=96, learning_rate=2e-2, warmup_steps=2)
@@ -94,7 +96,7 @@ def test_a_killed_run_ends_with_the_same_weights(
         run(store, windows, state=state, advance=stop)
     seen: list[str] = []
     resumed = run(store, windows, state=state, advance=lambda _share, text: seen.append(text))
-    assert len(seen) == 12 - 4  # the step that was stopped had not been saved
+    assert len(seen) == 12 - 5  # a step is told, and the state saved, when the next was taken
     assert same(resumed, run(store, windows))
     again: list[str] = []
     assert same(resumed, run(store, windows, state=state, advance=lambda _share, text: again.append(text)))
@@ -174,3 +176,37 @@ def test_every_pass_takes_every_item_once(windows: Items) -> None:
     taken = [tuple(row) for step in range(8) for row in feed.items_of(step).tokens.reshape(-1, 12).tolist()]
     assert len(taken) == feed.n_trained == 72
     assert len(set(taken)) == 72
+
+
+@pytest.mark.parametrize("level", ["2g64m@64", "2g64@96"])
+def test_a_cut_model_is_tuned_kept_and_read_back(
+    cut_store: WeightStore, windows: Items, tmp_path: Path, level: str
+) -> None:
+    chosen = setting(cut_store, level)
+    found = tune(cut_store, chosen, windows, OPTIONS, model_digest="m")
+    assert found.trained[1] < found.trained[0]
+    kept = TunedModel(chosen, found.tensors, found.packed, {"mark": "k"})
+    save_tuned(tmp_path / "t.safetensors", kept, "m")
+    again = load_tuned(tmp_path / "t.safetensors", cut_store, "m")
+    tokens = torch.arange(24).view(12, 2) * 7 % 211
+    one, other = (
+        features(QuantisedWeights(model.store(cut_store), chosen), cut_store, tokens)
+        for model in (kept, again)
+    )
+    assert torch.equal(one, other)
+    value = "blocks.0.ffn.value"
+    assert again.store(cut_store).dense(value, chosen[value]).shape == (64, parse_level(level).units)
+
+
+def test_a_tuned_model_of_another_cut_is_refused(
+    cut_store: WeightStore, windows: Items, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(OPTIONS, tokens=96, learning_rate=1e-3)
+    found = tune(cut_store, setting(cut_store, "16@96"), windows, options, model_digest="m")
+    kept = TunedModel(setting(cut_store, "16@96"), found.tensors, found.packed, {"mark": "k"})
+    save_tuned(tmp_path / "t.safetensors", kept, "m")
+    assert load_tuned(tmp_path / "t.safetensors", cut_store, "m").setting == kept.setting
+    other = TunedModel(setting(cut_store, "16@64"), found.tensors, found.packed, {"mark": "k"})
+    save_tuned(tmp_path / "t.safetensors", other, "m")
+    with pytest.raises(RunError, match="damaged tuned model"):
+        load_tuned(tmp_path / "t.safetensors", cut_store, "m")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import UsageError
-from qslm_edge.runner.runtime import NATIVE
+from qslm_edge.runner.runtime import NATIVE, NATIVE_CUDA
 from qslm_edge.runner.sessions.base import ONNXRUNTIME, Session, SessionOptions
-from qslm_edge.runner.sessions.native import NativeSession
+from qslm_edge.runner.sessions.native import NativeCudaSession, NativeSession
 from qslm_edge.runner.sessions.portable import PortableSession
 
 __all__ = ["ENGINES", "check_engine", "load_library", "open_session"]
 
-_CLASSES: dict[str, type[Session]] = {ONNXRUNTIME: PortableSession, NATIVE: NativeSession}
+_CLASSES: dict[str, type[Session]] = {
+    ONNXRUNTIME: PortableSession,
+    NATIVE: NativeSession,
+    NATIVE_CUDA: NativeCudaSession,
+}
 ENGINES = tuple(_CLASSES)
 
 

@@ -10,16 +10,19 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
+from qslm_edge.errors import RuntimeFault
 from qslm_edge.metrics import Kind
 from qslm_edge.runner.runtime import CPU, uses_gpu
 
-__all__ = ["DEFAULT", "ONNXRUNTIME", "Array", "Session", "SessionOptions", "State"]
+__all__ = ["DEFAULT", "ONNXRUNTIME", "PREFILL_CHUNK", "Array", "Session", "SessionOptions", "State"]
 
 Array = NDArray[Any]
 State = Any
 """Recurrent state of some streams. Only its session knows what it is. The one that goes into a call is used up by it:
 go on with the one that comes back."""
 ONNXRUNTIME = "onnxruntime"
+PREFILL_CHUNK = 128
+"""Tokens of a prompt that run together: bounds the memory, whatever the length of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class SessionOptions:
             core than it gains with an idle one.
         spinning: let waiting threads spin.
         allow_fallback: accept that the provider leaves nodes to the CPU.
+        prefill_chunk: tokens of a prompt that whoever feeds the session runs together.
     """
 
     engine: str = ONNXRUNTIME
@@ -40,6 +44,7 @@ class SessionOptions:
     threads: int = 1
     spinning: bool = False
     allow_fallback: bool = False
+    prefill_chunk: int = PREFILL_CHUNK
 
     @property
     def place(self) -> str:
@@ -59,15 +64,18 @@ class SessionOptions:
         parser.add_argument("--threads", type=int, default=1)
         parser.add_argument("--spinning", action="store_true")
         parser.add_argument("--allow-fallback", action="store_true")
+        parser.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK)
 
     @classmethod
     def from_arguments(cls, parsed: argparse.Namespace) -> SessionOptions:
         """Of the flags that `add_arguments` defined."""
-        return cls(parsed.engine, parsed.provider, parsed.threads, parsed.spinning, parsed.allow_fallback)
+        chosen = (parsed.engine, parsed.provider, parsed.threads, parsed.spinning, parsed.allow_fallback)
+        return cls(*chosen, parsed.prefill_chunk)
 
     def to_arguments(self) -> list[str]:
         """As flags for a measuring process."""
         words = [f"--engine={self.engine}", f"--provider={self.provider}", f"--threads={self.threads}"]
+        words += [f"--prefill-chunk={self.prefill_chunk}"]
         words += ["--spinning"] if self.spinning else []
         return words + (["--allow-fallback"] if self.allow_fallback else [])
 
@@ -85,6 +93,7 @@ class Session(ABC):
     Attributes:
         kind: of its task.
         options: as given.
+        vocab_size: ids that its tokens may have.
 
     Raises:
         RuntimeFault: runtime missing, too old, without the provider, or refusing the model.
@@ -93,6 +102,26 @@ class Session(ABC):
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         self.kind: Kind = bundle.kind
         self.options = options
+        self.vocab_size = int(bundle.manifest["model"]["vocab_size"])
+
+    def check_tokens(self, tokens: Array) -> None:
+        """Refuse tokens that no runtime must see: some read whatever lies beyond their table.
+
+        Raises:
+            RuntimeFault: not [T, B], none at all, or an id outside the vocabulary.
+        """
+        if tokens.ndim != 2 or not tokens.size:
+            raise RuntimeFault(
+                "there are no tokens to run", found=f"shape {list(tokens.shape)}", allowed="[T, B], 1 or more"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            raise RuntimeFault(
+                "a token id is outside the vocabulary",
+                found=low if low < 0 else high,
+                allowed=f"0 to {self.vocab_size - 1}",
+                hint="encode the text with the bundle's own tokenizer",
+            )
 
     @abstractmethod
     def initial_state(self, batch: int) -> State:
@@ -111,7 +140,8 @@ class Session(ABC):
             Logits [last, B, V], float32, and the new state.
 
         Raises:
-            RuntimeFault: the runtime fails, e.g. out of memory or at an id beyond the vocabulary.
+            RuntimeFault: tokens that are none or outside the vocabulary, a state of another model or number of
+                streams, or the runtime fails, e.g. out of memory.
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ from qslm_edge.runner.native.interface import ABI, CLASSIFIER, LANGUAGE_MODEL, L
 from qslm_edge.runner.runtime import NATIVE_CUDA
 from qslm_edge.runner.sessions.base import Array, Session, SessionOptions
 
-__all__ = ["NativeSession", "NativeState", "native_library"]
+__all__ = ["NativeCudaSession", "NativeSession", "NativeState", "native_library"]
 
 WEIGHTS = "model.bin"
 N_STATE = 7
@@ -148,6 +148,14 @@ class NativeSession(Session):
     @staticmethod
     def load_library() -> None:
         native_library(cuda=False)
+
+
+class NativeCudaSession(NativeSession):
+    """The same on an NVIDIA GPU: the engine copies the weights to it."""
+
+    @staticmethod
+    def load_library() -> None:
+        native_library(cuda=True)
 
 
 class _Weights:

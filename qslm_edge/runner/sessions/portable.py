@@ -5,6 +5,7 @@ A provider is believed only when the session really got it; a missing or old run
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import RuntimeFault
+from qslm_edge.runner.child import MEMORY_HINT
 from qslm_edge.runner.runtime import first_line, import_onnxruntime
 from qslm_edge.runner.sessions.base import DEFAULT, Array, Session, SessionOptions
 
@@ -45,8 +47,11 @@ class PortableSession(Session):
                 "onnxruntime refuses the model",
                 where=path,
                 found=first_line(error),
-                hint=f"this is onnxruntime {runtime.__version__}; the bundle was made for "
-                f"{bundle.manifest['runtime']['onnxruntime_min']} and newer",
+                hint=_hint(
+                    error,
+                    f"this is onnxruntime {runtime.__version__}; the bundle was made for "
+                    f"{bundle.manifest['runtime']['onnxruntime_min']} and newer",
+                ),
             ) from None
         obtained = self._session.get_providers()
         if provider not in obtained:
@@ -70,15 +75,31 @@ class PortableSession(Session):
     def logits(
         self, tokens: Array, state: Array, last: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._check(tokens, state)
+        if not 1 <= last <= len(tokens):
+            raise RuntimeFault("logits of too many tokens", found=last, allowed=f"1 to {len(tokens)}")
         feed = {"tokens": tokens, "state": state, "last": np.array([last], np.int64)}
         logits, new_state = self._run(["logits", "state_out"], feed)
         return logits, new_state
 
     def pooled(self, tokens: Array, state: Array, mask: Array) -> tuple[Array, Array, NDArray[np.float32]]:
+        self._check(tokens, state)
         pooled, count, new_state = self._run(
             ["pooled", "n_tokens", "state_out"], {"tokens": tokens, "state": state, "mask": mask}
         )
         return pooled, count, new_state
+
+    def _check(self, tokens: Array, state: Array) -> None:
+        self.check_tokens(tokens)
+        rows, channels = self._state_shape
+        wanted = (rows, tokens.shape[1], channels)
+        if state.shape != wanted or state.dtype != np.float32:
+            raise RuntimeFault(
+                "the state is of another model or another number of streams",
+                found=f"{state.dtype} {list(state.shape)}",
+                allowed=f"float32 {list(wanted)}",
+                hint="begin with initial_state, and go on with the state that the last call gave",
+            )
 
     def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Any]:
         try:
@@ -87,7 +108,7 @@ class PortableSession(Session):
             raise RuntimeFault(
                 "onnxruntime failed while running the model",
                 found=first_line(error),
-                hint="see `conditions` for the memory that was free",
+                hint=_hint(error, "see `conditions` for the memory that was free"),
             ) from None
 
     def describe(self) -> dict[str, object]:
@@ -102,3 +123,8 @@ class PortableSession(Session):
     @staticmethod
     def load_library() -> None:
         import_onnxruntime()
+
+
+def _hint(error: Exception, other: str) -> str:
+    """What to do next: about memory where that is what onnxruntime says it lacks."""
+    return MEMORY_HINT if re.search(r"bad_alloc|[Ff]ailed to allocate", str(error)) else other

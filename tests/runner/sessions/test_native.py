@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import BundleError, RuntimeFault
+from qslm_edge.exporters import ExportJob
+from qslm_edge.quantize.base import InputStatistics
+from qslm_edge.quantize.levels import parse_level
+from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.runner.native.build import LIBRARY_VARIABLE
 from qslm_edge.runner.sessions import open_session
 from qslm_edge.runner.sessions.base import SessionOptions
@@ -88,6 +92,21 @@ def test_it_computes_what_the_graph_computes(level: str, make: Make) -> None:
     assert mean_kl(wanted, found) < (1e-8 if level in ("32", "16") or level.endswith("f") else 1e-3)
     assert (found.argmax(-1) == wanted.argmax(-1)).mean() > 0.95
     assert state.shape == wanted_state.shape
+
+
+def test_every_layer_may_keep_other_hidden_units(tmp_path: Path) -> None:
+    whole = make_job(make_model(), "4g64")
+    hierarchy = whole.store.hierarchy
+    inputs = {m.name: InputStatistics(np.eye(m.columns, dtype=np.float32), 1) for m in hierarchy.modules}
+    store = WeightStore(whole.store.model, hierarchy, statistics=lambda: inputs)
+    cut = {f"blocks.0.ffn.{side}": parse_level("2g64m@64") for side in ("key", "value")}
+    cut |= {f"blocks.2.ffn.{side}": parse_level("4g32f@96") for side in ("key", "value")}
+    job = ExportJob(store, whole.setting.with_levels(cut))
+    bundle, tokens = exported_bundle(job, tmp_path), random_tokens(T, B)
+    wanted, _ = portable_logits(bundle, tokens)
+    found, _ = all_logits(native_session(bundle), tokens)
+    assert np.abs(found[0] - wanted[0]).max() < 1e-4 * np.abs(wanted).max()
+    assert mean_kl(wanted, found) < 1e-3
 
 
 @pytest.mark.parametrize(
