@@ -21,6 +21,11 @@ struct Isa {
 
     static I zero() { return _mm256_setzero_si256(); }
     static I load(const void *p) { return _mm256_loadu_si256(static_cast<const I *>(p)); }
+    static I loaded(const void *p) {
+        I v = load(p);
+        asm("" : "+x"(v));
+        return v;
+    }
     static I load_part(const void *p, int bytes) {
         alignas(32) uint8_t whole[kBytes] = {};
         std::memcpy(whole, p, bytes);

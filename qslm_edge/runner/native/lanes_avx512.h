@@ -21,6 +21,12 @@ struct Isa {
 
     static I zero() { return _mm512_setzero_si512(); }
     static I load(const void *p) { return _mm512_loadu_si512(p); }
+    /* in a register, not read anew by each instruction that takes it: reads are what a step is short of */
+    static I loaded(const void *p) {
+        I v = load(p);
+        asm("" : "+v"(v));
+        return v;
+    }
     static I load_part(const void *p, int bytes) {
         return _mm512_maskz_loadu_epi8((__mmask64(1) << bytes) - 1, p);
     }

@@ -27,6 +27,7 @@ struct Isa {
 
     static I zero() { return I{}; }
     static I load(const void *p) { return load_part(p, kBytes); }
+    static I loaded(const void *p) { return load(p); }
     static I load_part(const void *p, int bytes) {
         I v{};
         std::memcpy(&v, p, bytes);

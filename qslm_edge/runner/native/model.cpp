@@ -7,7 +7,7 @@
 namespace qslm {
 namespace {
 
-constexpr int kChunkRows = 144; /* tokens times streams that run through the layers together: bounds the memory */
+constexpr int kChunkRows = 258; /* tokens times streams that run through the layers together: bounds the memory */
 constexpr int kUnitBytes = 48 * 1024; /* weights that a thread takes at a time */
 constexpr int kRowGrain = 4;          /* tokens that a thread takes at a time */
 constexpr int kRecurGrain = 512;      /* steps of 16 channels, likewise */

@@ -92,7 +92,7 @@ template <int kBits, int kPlane = 0> I dot_planes(I acc, I codes, const I *input
 }
 
 template <int kBits> I load_codes(const uint8_t *p, int bytes) {
-    const I codes = bytes >= V ? Isa::load(p) : Isa::load_part(p, bytes);
+    const I codes = bytes >= V ? Isa::loaded(p) : Isa::load_part(p, bytes);
     return kBits == 8 && Isa::kSigned8 ? Isa::flip_sign(codes) : codes;
 }
 
@@ -126,7 +126,7 @@ inline __attribute__((always_inline)) void dot_rows(const uint8_t *const *rows, 
                                                     const uint8_t *ahead, I *out) {
     constexpr int kPlanes = 8 / kBits;
     I in[kVectors * kPlanes];
-    for (int i = 0; i < kVectors * kPlanes; ++i) in[i] = Isa::load(inputs + i * V);
+    for (int i = 0; i < kVectors * kPlanes; ++i) in[i] = Isa::loaded(inputs + i * V);
     const auto row_sum = [&](int i) {
         I sum = Isa::zero();
         for (int j = 0; j < kVectors; ++j) {
@@ -218,6 +218,8 @@ void turn_plane(const I *raw, const int32_t *zeros, uint8_t *out, int words, ptr
 struct Panel {
     int first, groups; /* of the row */
     int runs, words;
+    const uint8_t *next; /* codes that are unpacked next, of the first row; none of theirs may be there */
+    int next_bytes;      /* a row */
     ptrdiff_t base(int g, int planes) const { /* of the inputs of a group */
         const int bytes = words * 4;
         return bytes < V ? ptrdiff_t(g / (V / bytes)) * planes * V + g % (V / bytes) * bytes : ptrdiff_t(g) * runs * V;
@@ -293,9 +295,15 @@ void multiply_tile(const Product &p, const Panel &panel, int token, const Scratc
 
 template <bool kCentred, bool kMidrise> void multiply_panel(const Product &p, const Panel &panel, const Scratch &scratch) {
     float *sums = scratch.sums.data();
+    const int blocks = std::max(1, p.tokens / Isa::kTileTokens), rows = (kTileRows + blocks - 1) / blocks;
     int token = 0;
-    for (; token + Isa::kTileTokens <= p.tokens; token += Isa::kTileTokens)
+    for (int row = 0; token + Isa::kTileTokens <= p.tokens; token += Isa::kTileTokens, row += rows) {
+        /* meanwhile memory brings what is unpacked next */
+        for (int i = row; i < std::min(kTileRows, row + rows); ++i)
+            for (int at = 0; at < panel.next_bytes; at += 64)
+                __builtin_prefetch(panel.next + ptrdiff_t(i) * p.matrix->row_bytes + at, 0, 2);
         multiply_tile<kCentred, kMidrise, Isa::kTileTokens>(p, panel, token, scratch, sums + token * kTileRows);
+    }
     for (; token + 2 <= p.tokens; token += 2)
         multiply_tile<kCentred, kMidrise, 2>(p, panel, token, scratch, sums + token * kTileRows);
     if (token < p.tokens) multiply_tile<kCentred, kMidrise, 1>(p, panel, token, scratch, sums + token * kTileRows);
@@ -338,6 +346,9 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
                 }
             }
             if constexpr (kBits < 8) count_offsets(panel, scratch);
+            const bool last = vector_end >= m.vectors; /* then the next rows begin */
+            panel.next = codes + ptrdiff_t(last ? row + kTileRows : row) * m.row_bytes + (last ? 0 : vector_end * V);
+            panel.next_bytes = std::min(m.row_bytes, (vector_end - vector_begin) * V);
             if (m.midrise)
                 multiply_panel<true, true>(p, panel, scratch);
             else
@@ -347,6 +358,13 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
         for (int token = 0; token < p.tokens; ++token)
             std::memcpy(p.out + token * p.stride + row, scratch.sums.data() + token * kTileRows, sizeof(float) * rows);
     }
+}
+
+/* Every kPlanes-th code to each plane; groups give multiples of eight to a plane. */
+template <int kPlanes> inline void deal(const int8_t *__restrict codes, int count, int8_t *__restrict to) {
+    for (int i = 0; i < count; i += 8)
+        for (int plane = 0; plane < kPlanes; ++plane)
+            for (int j = 0; j < 8; ++j) to[plane * V + i + j] = codes[(i + j) * kPlanes + plane];
 }
 
 template <int kBits> void few(const Product &p, int begin, int end, Scratch &scratch) {
@@ -417,11 +435,8 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
             int8_t *to = out + ptrdiff_t(vector) * span + byte;
             const int8_t *codes = in_order + done;
             if (m.planes == 1) std::memcpy(to, codes, count);
-            if (m.planes == 2)
-                for (int i = 0; i < count; ++i) to[i] = codes[2 * i], to[V + i] = codes[2 * i + 1];
-            if (m.planes == 4)
-                for (int i = 0; i < count; ++i)
-                    for (int plane = 0; plane < 4; ++plane) to[plane * V + i] = codes[4 * i + plane];
+            if (m.planes == 2) deal<2>(codes, count, to);
+            if (m.planes == 4) deal<4>(codes, count, to);
             done += count * m.planes;
         }
     }

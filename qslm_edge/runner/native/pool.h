@@ -1,7 +1,7 @@
 /* A pool of threads for loops whose steps may run in any order.
  *
  * The caller works too, and steps are taken one by one: a thread whose core is busy with something else takes none,
- * and nobody waits for it. Threads without work look for some for a few microseconds, then sleep.
+ * and nobody waits for it; only for one that is stopped amid a step. Threads without work look for some for a few microseconds, then sleep.
  */
 #ifndef QSLM_POOL_H
 #define QSLM_POOL_H

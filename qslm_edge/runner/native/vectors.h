@@ -5,6 +5,10 @@
 #ifndef QSLM_VECTORS_H
 #define QSLM_VECTORS_H
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -53,19 +57,27 @@ inline Floats magnitude(Floats v) { return floats_of(bits_of(v) & 0x7fffffff); }
 
 /* Sum of the lanes, always in the same order. */
 inline float sum(Floats v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps(v); /* halves onto each other, as below */
+#else
     alignas(64) float x[kLanes];
     store(x, v);
     for (int half = kLanes / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) x[i] += x[i + half];
     return x[0];
+#endif
 }
 
 inline float largest(Floats v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps(v);
+#else
     alignas(64) float x[kLanes];
     store(x, v);
     for (int half = kLanes / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
     return x[0];
+#endif
 }
 
 constexpr float kRounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers, half to even */

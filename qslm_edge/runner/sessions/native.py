@@ -73,9 +73,9 @@ class NativeSession(Session):
         super().__init__(bundle, options)
         self._library = native_library(options.engine == NATIVE_CUDA)
         self._weights = _Weights(bundle)
-        self._sizes = bundle.manifest["state"], bundle.manifest["model"]
-        self._channels, self._vocab_size = int(self._sizes[0]["n_embd"]), int(self._sizes[1]["vocab_size"])
-        self._n_layer = int(self._sizes[0]["n_layer"])
+        state = bundle.manifest["state"]
+        self._n_layer, self._channels = int(state["n_layer"]), int(state["n_embd"])
+        self._vocab_size = int(bundle.manifest["model"]["vocab_size"])
         spec = self._weights.spec(bundle, options.threads)
         self._model = c_void_p()
         self._library.call("qslm_open", ctypes.byref(spec), ctypes.byref(self._model))

@@ -190,7 +190,7 @@ def modelled(case: Case, codes: Array, scales: Array, zeros: Array, x: Array) ->
 
 @pytest.mark.parametrize("isa", ISAS)
 @given(case=packed_cases())
-@settings(max_examples=120)
+@settings(max_examples=80)
 def test_packed_products(isa: str, case: Case) -> None:
     codes, scales, zeros, x = draws(case)
     kept = Kept()
