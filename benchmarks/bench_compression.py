@@ -4,8 +4,9 @@ One line a row: method × task × limit on one board (x86-cpu, whose runtime run
 decides: nothing was chosen on them. `budgeted` takes the default quantiser (gptq), `rtn` the same search with rounding
 alone, `tiered` the paper's walk over packed levels. `qslm` is the paper's scheme, simulated per-tensor levels with
 memory counted as parameters × bits; its bytes leave out what a file must hold, so the line beside ours flatters it.
-`tuned` tunes weights: minutes a row on a GPU, hours on a CPU. Where no GPU is, rows of it that were measured on one and
-are kept in benchmarks/compression/ stand in, named by their device; `--rows tuned` measures them here all the same.
+`tuned` tunes weights: a minute a row on a GPU, half an
+hour or more on a CPU. Where no GPU is, rows of it that were measured on one and are kept in benchmarks/compression/
+stand in, named by their device; `--rows tuned` measures them here all the same.
 
 Each row keeps its searches in a directory of its own and its result in row.json there: stopped and started again, the
 table goes on where it was. Delete a directory to measure its row anew. `qslm-edge export DIRECTORY` makes a bundle of
@@ -239,7 +240,7 @@ def _metric(found: dict[str, Any]) -> str:
 def left_out(row: Row) -> str | None:
     """Why a row is not measured unless it is asked for; None where it is."""
     if row.method == "tuned" and not torch.cuda.is_available():
-        return "hours without a GPU"
+        return "half an hour or more on two cores, a minute on a GPU"
     if row.method in ("tiered", "qslm") and row.limit != min(
         limit for task, limit in CASES if task == row.task
     ):
