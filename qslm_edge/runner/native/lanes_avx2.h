@@ -59,6 +59,12 @@ struct Isa {
         return _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(by)), all((1 << kBits) - 1));
     }
 
+    template <int kBits> static I take(I &v) {
+        const I low = _mm256_and_si256(v, all((1 << kBits) - 1));
+        v = _mm256_srli_epi32(v, kBits);
+        return low;
+    }
+
     static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
     static F load_float(const float *p) { return _mm256_loadu_ps(p); }
     static void store_float(float *p, F v) { _mm256_storeu_ps(p, v); }

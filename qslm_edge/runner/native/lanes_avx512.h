@@ -57,6 +57,13 @@ struct Isa {
         return _mm512_and_si512(_mm512_srl_epi32(v, _mm_cvtsi32_si128(by)), all((1 << kBits) - 1));
     }
 
+    /* The lowest field of each lane, which is taken out of it. */
+    template <int kBits> static I take(I &v) {
+        const I low = _mm512_and_si512(v, all((1 << kBits) - 1));
+        v = _mm512_srli_epi32(v, kBits);
+        return low;
+    }
+
     static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
     static F load_float(const float *p) { return _mm512_loadu_ps(p); }
     static void store_float(float *p, F v) { _mm512_storeu_ps(p, v); }

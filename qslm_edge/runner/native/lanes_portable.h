@@ -75,6 +75,12 @@ struct Isa {
         return v;
     }
 
+    template <int kBits> static I take(I &v) {
+        const I low = shifted<kBits>(v, 0);
+        for (int i = 0; i < 4; ++i) v.word[i] = int32_t(uint32_t(v.word[i]) >> kBits);
+        return low;
+    }
+
     static F to_float(I v) { return F{{float(v.word[0]), float(v.word[1]), float(v.word[2]), float(v.word[3])}}; }
     static F load_float(const float *p) { return F{{p[0], p[1], p[2], p[3]}}; }
     static void store_float(float *p, F v) { std::memcpy(p, &v, kBytes); }

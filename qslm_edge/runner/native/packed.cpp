@@ -48,9 +48,8 @@ struct Piece {
     }
 };
 
-/* Scales and zero points of rows `row` ... and groups `first` to `last`, each [group][lane] with `stride` lanes a group. */
-template <int kBits>
-void load_groups(const Matrix &m, int row, int first, int last, int stride, float *scales, int32_t *zeros) {
+/* Scales of rows `row` ... and groups `first` to `last`: [group][lane] with `stride` lanes a group. */
+inline void load_scales(const Matrix &m, int row, int first, int last, int stride, float *scales) {
     if (m.scale_bits == 16) {
         for (int g = first; g < last; g += 8) { /* up to seven more than asked for: there is room */
             const Piece piece(m.scales, m.rows, 2 * m.groups, row, 2 * g);
@@ -63,6 +62,10 @@ void load_groups(const Matrix &m, int row, int first, int last, int stride, floa
                 Isa::store(scales + (g - first + j) * stride, Isa::words(piece.base + 4 * j, piece.stride));
         }
     }
+}
+
+/* Zero points likewise. */
+template <int kBits> void load_zeros(const Matrix &m, int row, int first, int last, int stride, int32_t *zeros) {
     constexpr int kOffset = kBits == 8 && Isa::kSigned8 ? 128 : 0;
     if (m.zeros == nullptr) { /* as MatMulNBits; what mid-rise values lie above it is added in float */
         for (int g = first; g < last; ++g) Isa::store(zeros + (g - first) * stride, Isa::all((1 << (kBits - 1)) - kOffset));
@@ -76,6 +79,14 @@ void load_groups(const Matrix &m, int row, int first, int last, int stride, floa
             const I zero = Isa::shifted<kBits>(packed, kBits * (g % kPerWord));
             Isa::store(zeros + (g - first) * stride, Isa::add(zero, Isa::all(-kOffset)));
         }
+    }
+}
+
+/* Zero points as they are packed, so many to a word: [word][lane]. */
+inline void load_zero_words(const Matrix &m, int row, int32_t *words) {
+    for (int at = 0; at < m.zero_bytes; at += 4, words += L) {
+        const Piece piece(m.zeros, m.rows, m.zero_bytes, row, at);
+        Isa::store(words, Isa::words(piece.base, piece.stride));
     }
 }
 
@@ -150,6 +161,7 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
     constexpr int kGroups = kBytes < V ? V / kBytes : 1;  /* a vector */
     constexpr bool kHalf = kBytes == 8;                   /* two groups in 128 bits */
     constexpr int kParts = kHalf ? 1 : std::min(kBytes, V) / 16;
+    constexpr int kPerWord = 32 / kBits, kOffset = kBits == 8 && Isa::kSigned8 ? 128 : 0; /* of zero points */
     constexpr int kTurned = (kHalf ? 2 : 1) * L / 4, kSpan = kVectors * kPlanes * V;
     const Matrix &m = *p.matrix;
     const Input &input = *p.input;
@@ -160,7 +172,8 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
     int32_t *zeros = scratch.zeros.data();
     I *turned = reinterpret_cast<I *>(scratch.codes.data());
     for (int row = begin; row < end; row += L) {
-        load_groups<kBits>(m, row, 0, m.groups, L, scales, zeros);
+        load_scales(m, row, 0, m.groups, L, scales);
+        if (m.zeros != nullptr) load_zero_words(m, row, zeros);
         const auto at_row = [&](int i) { return codes + ptrdiff_t(std::min(row + i, m.rows - 1)) * m.row_bytes; };
         fetch(m.scales, row + 2 * L, m.groups * m.scale_bits / 8);
         if (m.zeros != nullptr) fetch(m.zeros, row + 2 * L, m.zero_bytes);
@@ -182,6 +195,7 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
             }
             F sum = Isa::all_float(0);
             const I *in = turned;
+            I zero = Isa::all((1 << (kBits - 1)) - kOffset), packed = Isa::zero();
             for (int g = 0; g < m.groups; g += kGroups, in += kTurned) {
                 I groups[2][kHalf ? kGroups / 2 : kGroups];
                 Isa::spread<kParts>(in, groups[0]);
@@ -189,7 +203,12 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
                 for (int j = 0; j < kGroups && g + j < m.groups; ++j) {
                     const I dots = kHalf ? groups[j % 2][j / 2] : groups[0][j];
                     const InputGroup of(input, ptrdiff_t(token) * m.groups + g + j, m.midrise);
-                    const I centred = Isa::sub_product(dots, Isa::load(zeros + (g + j) * L), of.sum);
+                    if (m.zeros != nullptr) {
+                        if ((g + j) % kPerWord == 0) packed = Isa::load(zeros + (g + j) / kPerWord * L);
+                        zero = Isa::take<kBits>(packed);
+                        if constexpr (kOffset != 0) zero = Isa::sub(zero, Isa::all(kOffset));
+                    }
+                    const I centred = Isa::sub_product(dots, zero, of.sum);
                     sum = add_group(sum, centred, Isa::load_float(scales + (g + j) * L), of, m.midrise);
                 }
             }
@@ -329,8 +348,9 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
             const int vector_end = std::min(m.vectors, (panel.first + step) * vectors_a_group / groups_a_vector);
             for (int r = 0; r < Isa::kTileVectors; ++r) {
                 const int top = row + r * L;
-                load_groups<kBits>(m, std::min(top, m.rows - 1), panel.first, panel.first + panel.groups, kTileRows,
-                                   scratch.scales.data() + r * L, scratch.zeros.data() + r * L);
+                const int held = std::min(top, m.rows - 1), end_group = panel.first + panel.groups;
+                load_scales(m, held, panel.first, end_group, kTileRows, scratch.scales.data() + r * L);
+                load_zeros<kBits>(m, held, panel.first, end_group, kTileRows, scratch.zeros.data() + r * L);
                 for (int vector = vector_begin; vector < vector_end; ++vector) {
                     I raw[L];
                     const int offset = vector * V;
