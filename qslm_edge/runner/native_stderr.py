@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 __all__ = ["library_fault", "native_stderr"]
 
@@ -19,7 +20,7 @@ def native_stderr(told: list[str]) -> Iterator[None]:
     """Append what native code writes to stderr meanwhile; it is kept from the terminal."""
     sys.stderr.flush()
     own = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with _file() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield
@@ -28,6 +29,13 @@ def native_stderr(told: list[str]) -> Iterator[None]:
             os.close(own)
             file.seek(0)
             told.append(file.read(MAX_TOLD_BYTES).decode("utf-8", "replace"))
+
+
+def _file() -> IO[bytes]:
+    """A file without a name: in memory where the system has such, so that a kill leaves nothing behind."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def library_fault(told: Sequence[str]) -> str | None:
