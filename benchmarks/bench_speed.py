@@ -7,8 +7,8 @@ weights that a token reads over the read bandwidth. The reference model lies in 
 
 Contenders: bundles at 8, 4, 2 and mixed bits through onnxruntime and, where this runner has it, the engine `native`;
 our own export at 32 bits through onnxruntime; torch eager and torch.compile at fp32. One that cannot run is skipped
-with the reason. A busy row times each contender with the machine as it is and beside one process that computes without
-pause and is pinned nowhere.
+with the reason. A busy row times each contender with the machine as it is, then, in the same process, beside one that
+computes without pause and is pinned nowhere, and as it is again.
 
 Bundles and results are kept below --out: stopped and started again, it goes on where it was. The first run exports ten
 bundles, which takes some minutes.
@@ -26,8 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,6 @@ def entries(row: Row) -> list[Entry]:
     return [*ours, *peers] if row.busy else [*ours, *peers, Entry("torch-compile", FLOAT)]
 
 
-@contextmanager
-def busy_core() -> Iterator[None]:
-    """A process that computes without pause."""
-    with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
 def run(entry: Entry, path: Path, row: Row, words: Sequence[str], out: Path) -> dict[str, Any]:
     """One process of a contender; a failure is its reason."""
     command = [sys.executable, "-m", "benchmarks.contender", entry.kind, str(path.resolve())]
@@ -155,7 +144,6 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         for entry in wanted
     }
     rounds: dict[Entry, list[dict[str, Any]]] = {entry: [] for entry in wanted}
-    beside: dict[Entry, list[dict[str, Any]]] = {entry: [] for entry in wanted}
     read: list[dict[str, Any]] = []
     for turn in range(options.rounds):
         read.append(measure_bandwidth().to_dict())
@@ -164,19 +152,15 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
                 continue  # it cannot run: once is enough
             sys.stderr.write(f"{row.name}, round {turn + 1} of {options.rounds}: {entry.name}\n")
             words = ["--seconds", str(options.seconds)]
-            if not row.busy:
-                words += ["--prompts", *map(str, options.prompts)]
+            words += ["--busy"] if row.busy else ["--prompts", *map(str, options.prompts)]
             if turn == 0 and not row.busy and _shows_context(row, entry, options.quick):
                 words += ["--context", str(CONTEXT)]
             rounds[entry].append(run(entry, paths[entry], row, words, out))
-            if row.busy:
-                with busy_core():
-                    beside[entry].append(run(entry, paths[entry], row, words, out))
     return {
         **asdict(row),
         "name": row.name,
         "bandwidth": read,
-        "entries": [_entry(entry, paths[entry], rounds[entry], beside[entry], row, read) for entry in wanted],
+        "entries": [_entry(entry, paths[entry], rounds[entry], row, read) for entry in wanted],
     }
 
 
@@ -189,13 +173,12 @@ def _entry(
     entry: Entry,
     path: Path,
     rounds: list[dict[str, Any]],
-    beside: list[dict[str, Any]],
     row: Row,
     read: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Medians of a contender over the rounds, and the raw rounds."""
     head: dict[str, Any] = {"name": entry.name, **asdict(entry)}
-    if failed := [found["reason"] for found in rounds + beside if "reason" in found]:
+    if failed := [found["reason"] for found in rounds if "reason" in found]:
         return {**head, "reason": failed[0]}
     token_s = [found["token_s"] for found in rounds]
     size = None if entry.kind.startswith("torch") else bytes_a_token(path)
@@ -211,7 +194,7 @@ def _entry(
             share, reason = size / statistics.median(rates) / statistics.median(token_s), None
         else:
             reason = read[0]["reason"]
-    busy = [loaded["token_s"] / found["token_s"] for loaded, found in zip(beside, rounds, strict=False)]
+    busy = [found["busy_token_s"] / found["token_s"] for found in rounds if "busy_token_s" in found]
     context = first.get("context")
     return {
         **head,
@@ -228,7 +211,6 @@ def _entry(
         "busy_over_idle": statistics.median(busy) if busy else None,
         "late_over_early": None if context is None else context["late_s"] / context["early_s"],
         "rounds": rounds,
-        "busy_rounds": beside,
     }
 
 

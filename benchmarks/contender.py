@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,16 @@ def decode_s(runner: Contender, seconds: float) -> list[float]:
     return samples
 
 
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """A process that computes without pause."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for."""
     import_libraries(options.kind)
@@ -127,12 +140,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     runner.prompt(draw.integers(0, 200, PROMPT).tolist())
     first_s = time.perf_counter() - begun
     samples = decode_s(runner, options.seconds)
+    busy_s: float | None = None
+    if options.busy:
+        with busy_core():
+            busy_s = statistics.median(decode_s(runner, options.seconds))
+        samples += decode_s(runner, options.seconds)
     found: dict[str, Any] = {
         "load_s": load_s,
         "first_token_s": load_s + first_s,
         "token_s": statistics.median(samples),
         "steps": len(samples),
     }
+    if busy_s is not None:
+        found["busy_token_s"] = busy_s
     steady = read_memory()
     found["memory"] = {"bare": bare.rss_bytes, "loaded": loaded.rss_bytes, "steady": steady.rss_bytes}
     found["memory"]["peak"] = steady.peak_rss_bytes
@@ -161,6 +181,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.7, help="of decoding that are timed")
     parser.add_argument("--prompts", type=int, nargs="*", default=[], help="lengths of prompts to time")
+    parser.add_argument("--busy", action="store_true", help="also time decoding beside a busy process")
     parser.add_argument("--context", type=int, default=0, help="also time decoding after so many tokens")
     try:
         sys.stdout.write(json.dumps(measure(parser.parse_args())) + "\n")

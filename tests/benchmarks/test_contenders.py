@@ -63,10 +63,17 @@ def test_prompts_in_chunks_and_steps_of_a_bundle_agree(
 
 def test_a_contender_tells_all_that_was_asked(lm_bundle: Bundle) -> None:
     options = argparse.Namespace(
-        kind="onnxruntime", path=lm_bundle.path, threads=1, seconds=0.0, prompts=[16, 40], context=64
+        kind="onnxruntime",
+        path=lm_bundle.path,
+        threads=1,
+        seconds=0.0,
+        prompts=[16, 40],
+        context=64,
+        busy=True,
     )
     found = contender.measure(options)
-    assert found["steps"] == contender.MIN_STEPS
+    assert found["steps"] == 2 * contender.MIN_STEPS  # before and after the busy part
+    assert found["busy_token_s"] > 0
     assert found["prefill"].keys() == {"16", "40"}
     assert found["context"]["tokens"] == 64
     assert found["first_token_s"] > found["load_s"] > 0
@@ -99,7 +106,9 @@ def test_ratios_come_from_the_same_row(busy: bool, monkeypatch: pytest.MonkeyPat
     times = {"onnxruntime 4g64": 0.002, "onnxruntime fp32": 0.01, "torch-eager fp32": 0.02}
 
     def answer(entry: Entry, *_: Any) -> dict[str, Any]:
-        return made(times[entry.name]) if entry.name in times else {"reason": "no compiler"}
+        if entry.name not in times:
+            return {"reason": "no compiler"}
+        return made(times[entry.name], **({"busy_token_s": 1.25 * times[entry.name]} if busy else {}))
 
     rate = {"one_thread_bytes_per_s": 1e9, "all_threads_bytes_per_s": 2e9, "reason": None}
     monkeypatch.setattr(bench_speed, "run", answer)
@@ -112,7 +121,7 @@ def test_ratios_come_from_the_same_row(busy: bool, monkeypatch: pytest.MonkeyPat
     row = bench_speed.measure(Row("216m", 1, busy, ("4g64",)), options)
     entry = next(entry for entry in row["entries"] if entry["name"] == "onnxruntime 4g64")
     assert entry["share_of_floor"] == pytest.approx(0.5)
-    assert entry["busy_over_idle"] == (1.0 if busy else None)
+    assert entry["busy_over_idle"] == (pytest.approx(1.25) if busy else None)
     result = {"machine": {"label": "desk", "cores_usable": 2}, "versions": {"onnxruntime": "1"}, "rounds": 2}
     result |= {"load_average": [0.5], "rows": [row]}
     for table in (text(result), markdown(result)):
