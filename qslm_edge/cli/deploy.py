@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 
@@ -71,7 +71,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Search a setting under a board's limits, export it, verify the bundle, and give a verdict."""
-    made = opt.recipe_from_flags(
+    made = flags.recipe_from_flags(
         recipe,
         profile=profile,
         model=model,
@@ -110,7 +110,7 @@ def command(
     from qslm_edge.profiles import load_profile
     from qslm_edge.runner.verify import VerifyOptions
 
-    opt.check_power(power)
+    flags.check_power(power)
     board = load_profile(made.profile)
     place = out or Path("runs") / f"{board.id}-{made.task}"
     if board.runtime.install is not None:

@@ -10,6 +10,7 @@ import typer
 from qslm_edge.cli import console
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
+from qslm_edge.cli.flags import recipe_from_flags
 from qslm_edge.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def command(
             _refuse(run, setting, flags)
             exported = _export_run(run, out or run, report_windows, flags, progress)
         elif setting is not None:
-            made = opt.recipe_from_flags(None, **flags)
+            made = recipe_from_flags(None, **flags)
             exported = _export_setting(made, setting, out, progress)
         else:
             raise UsageError(

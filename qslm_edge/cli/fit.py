@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 from qslm_edge.errors import UsageError
@@ -63,13 +63,13 @@ def command(
             where="--profile",
             hint="e.g. --profile jetson-orin; see `qslm-edge profiles list`",
         )
-    opt.check_group_size(group_size)
+    flags.check_group_size(group_size)
     found = fit_model(
         model,
         load_profile(profile),
         task=task,
         embedding=embedding,
-        levels=opt.split_levels(levels),
+        levels=flags.split_levels(levels),
         group_size=group_size,
         budget_bytes=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qslm_edge.cli import console
-from qslm_edge.cli import options as opt
+from qslm_edge.cli import console, flags
 from qslm_edge.errors import UsageError
 from qslm_edge.units import parse_bytes
 
@@ -22,7 +21,7 @@ def front_limits(
     Raises:
         UsageError: a limit of the other kind of task, or no size.
     """
-    limit = opt.limit_from_flags(kind, max_ppl_increase, max_accuracy_drop)
+    limit = flags.limit_from_flags(kind, max_ppl_increase, max_accuracy_drop)
     budget = None if weights_budget is None else parse_bytes(weights_budget, "--weights-budget")
     return limit, budget
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 
@@ -57,13 +57,13 @@ def command(
     from qslm_edge.profiles import load_profile
     from qslm_edge.steps.inspect import inspect_model
 
-    opt.check_group_size(group_size)
+    flags.check_group_size(group_size)
     found = inspect_model(
         model,
         task=task,
         embedding=embedding,
         profile=None if profile is None else load_profile(profile),
-        levels=opt.split_levels(levels),
+        levels=flags.split_levels(levels),
         group_size=group_size,
     )
     if as_json:

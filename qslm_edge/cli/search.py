@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 from qslm_edge.report.statistics_view import statistics_line
@@ -119,7 +119,7 @@ def command(
             from_front, max_ppl_increase, max_accuracy_drop, weights_budget, mu, others, as_json
         )
         return
-    made = opt.recipe_from_flags(
+    made = flags.recipe_from_flags(
         recipe,
         max_ppl_increase=max_ppl_increase,
         max_accuracy_drop=max_accuracy_drop,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 from qslm_edge.errors import OutputError
@@ -107,8 +107,8 @@ def command(
     from qslm_edge.runner.verify import VerifyOptions, verify_bundle
     from qslm_edge.units import parse_bytes
 
-    opt.check_power(power)
-    opt.check_power_source(power, power_source, power_marker)
+    flags.check_power(power)
+    flags.check_power_source(power, power_source, power_marker)
     _check_output(output)
     task = open_bundle(bundle, check=False).manifest["task"]
     options = VerifyOptions(
@@ -117,11 +117,11 @@ def command(
         steps=steps,
         power=power,
         limits=Limits(
-            max_degradation=opt.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
+            max_degradation=flags.limit_from_flags(str(task["kind"]), max_ppl_increase, max_accuracy_drop),
             memory_budget_bytes=None
             if memory_budget is None
             else parse_bytes(memory_budget, "--memory-budget"),
-            **opt.own_limits(max_latency, min_decode_speed, max_energy),
+            **flags.own_limits(max_latency, min_decode_speed, max_energy),
         ),
         power_source=power_source,
         power_marker=power_marker,

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
-from qslm_edge.cli.options import recipe_from_flags
+from qslm_edge.cli.flags import recipe_from_flags
 
 Invoke = Callable[..., Result]
 WIDE = ("--max-ppl-increase", "300", "--levels", "16,8", "--power", "off")
