@@ -98,8 +98,8 @@ def gpu_session(bundle: Bundle) -> NativeCudaSession:
 @needs_gpu
 @pytest.mark.parametrize("level", LEVELS)
 def test_it_computes_what_the_graph_computes(level: str, cache: None, tmp_path: Path) -> None:
-    """Inputs of matrices are float16 there, so that a spike flips now and then: of the first tokens most are held closely,
-    all by their divergence. Rounding the inputs in torch gave 1.5e-4 and 0.002 to 0.017 nats."""
+    """Inputs of matrices are float16 there, so that a spike flips now and then: most first tokens are held closely, all
+    by their divergence. Rounding the inputs in torch gave 1.5e-4 and 0.002 to 0.017 nats."""
     given = exported_bundle(make_job(make_model("dense"), level, "lm", {}), tmp_path)
     tokens, portable, gpu = random_tokens(24, 9), PortableSession(given), gpu_session(given)
     wanted, _ = portable.logits(tokens, portable.initial_state(9), 24)
