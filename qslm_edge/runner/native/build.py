@@ -247,7 +247,7 @@ def _compile(work: Path, sources: dict[str, bytes], command: list[str], cuda: bo
             "the native engine does not compile",
             where=command[0],
             found=first.strip()[:300],
-            hint="let CXX name another compiler, or leave --engine native out",
+            hint=f"let {'NVCC' if cuda else 'CXX'} name another compiler, or choose another --engine",
         )
 
 
