@@ -172,14 +172,14 @@ class Engine:
     """The native engine over a model."""
 
     def __init__(self, model: Model) -> None:
-        self.library = Library(build(cuda=True).path)
+        self.backend = Library(build(cuda=True).path)
         spec, self._kept = model.spec()
         self._model, self._vocabulary = ctypes.c_void_p(), model.vocabulary
-        self.library.call("qslm_open", ctypes.byref(spec), ctypes.byref(self._model))
+        self.backend.call("qslm_open", ctypes.byref(spec), ctypes.byref(self._model))
 
     def step(self, tokens: Tensor) -> EngineStep:
         """A step of streams that have seen nothing."""
-        return EngineStep(self.library, self._model, tokens, self._vocabulary)
+        return EngineStep(self.backend, self._model, tokens, self._vocabulary)
 
 
 def energy_counter() -> Callable[[], float]:
@@ -288,7 +288,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "engine": engine.library.describe(),
+        "engine": engine.backend.describe(),
         "shape": [options.layers, options.channels, options.vocabulary],
         "batches": {},
     }
