@@ -1,12 +1,12 @@
 """How small each method makes the reference model under each limit, and what that costs in quality and work.
 
 One line a row: method × task × limit on one board (x86-cpu, whose runtime runs 2 bits). The metric of the report items
-decides: nothing was chosen on them. `budgeted` takes the default quantiser (gptq), `rtn` the same search with rounding
-alone, `tiered` the paper's walk over packed levels. `qslm` is the paper's scheme, simulated per-tensor levels with
-memory counted as parameters × bits; its bytes leave out what a file must hold, so the line beside ours flatters it.
-`tuned` tunes weights: a minute a row on a GPU, half an
-hour or more on a CPU. Where no GPU is, rows of it that were measured on one and are kept in benchmarks/compression/
-stand in, named by their device; `--rows tuned` measures them here all the same.
+decides: nothing was chosen on them. `budgeted` takes the default quantiser (gptq), `cut` may cut hidden units as well,
+`rtn` is the same search with rounding alone, `tiered` the paper's walk over packed levels. `qslm` is the paper's
+scheme, simulated per-tensor levels with memory counted as parameters × bits; its bytes leave out what a file must
+hold, so the line beside ours flatters it. `tuned` and `tuned-cut` tune weights: minutes a row on a GPU, hours on a CPU.
+Where no GPU is, rows of theirs that were measured on one and are kept in benchmarks/compression/ stand in, named by
+their device; `--rows tuned` measures them here all the same.
 
 Each row keeps its searches in a directory of its own and its result in row.json there: stopped and started again, the
 table goes on where it was. Delete a directory to measure its row anew. `qslm-edge export DIRECTORY` makes a bundle of
@@ -68,8 +68,10 @@ class Row:
         return f"{self.method}-{self.task}-{self.limit:g}"
 
 
+TUNED = {"method": "budgeted", "tune": True, "tune_rounds": 3}
 METHODS: dict[str, dict[str, Any]] = {
-    "tuned": {"method": "budgeted", "tune": True, "tune_tokens": 3_000_000, "tune_rounds": 1},
+    "tuned": TUNED,
+    "tuned-cut": TUNED | {"cut_hidden": 0.75},
     "budgeted": {"method": "budgeted"},
     "cut": {"method": "budgeted", "cut_hidden": 0.75},
     "rtn": {"method": "budgeted", "quantiser": "rtn"},
@@ -80,7 +82,13 @@ METHODS: dict[str, dict[str, Any]] = {
 KEPT = Path(__file__).resolve().parent / "compression"
 """Rows that were measured where not everybody can measure them."""
 CASES = (("wikitext2", 1.0), ("wikitext2", 4.0), ("sst2", 1.0), ("sst2", 3.0))
-ROWS = tuple(Row(method, *case, choices) for case in CASES for method, choices in METHODS.items())
+TUNE_TOKENS = {"wikitext2": 15_000_000, "sst2": 3_000_000}
+"""Training tokens of one tuning; sentences are short, so that these are as many steps."""
+ROWS = tuple(
+    Row(method, *case, choices | ({"tune_tokens": TUNE_TOKENS[case[0]]} if "tune" in choices else {}))
+    for case in CASES
+    for method, choices in METHODS.items()
+)
 
 
 def measure(
@@ -239,8 +247,8 @@ def _metric(found: dict[str, Any]) -> str:
 
 def left_out(row: Row) -> str | None:
     """Why a row is not measured unless it is asked for; None where it is."""
-    if row.method == "tuned" and not torch.cuda.is_available():
-        return "half an hour or more on two cores, a minute on a GPU"
+    if row.choices.get("tune") and not torch.cuda.is_available():
+        return "hours on two cores, minutes on a GPU"
     if row.method in ("tiered", "qslm") and row.limit != min(
         limit for task, limit in CASES if task == row.task
     ):

@@ -168,8 +168,8 @@ def _export_run(
         items = plan.items("search")
         if front is not None:
             check_front(front, plan, items)
-        expected = journaled_scores(plan, items, chosen, run)
-        tuned = tuned_model(plan, chosen, run)
+        tuned = tuned_model(plan, chosen, found.tuned, run)
+        expected = journaled_scores(plan, items, chosen, run, tuned)
         return _write(plan, chosen, items, expected, out, progress, tuned)
 
 

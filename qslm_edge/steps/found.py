@@ -7,6 +7,7 @@ exported with the answer to another question.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,13 @@ class Found:
         recipe: the choices it was found with.
         setting: the chosen level of every module, as text.
         source: file that it was read from.
+        tuned: fingerprint of the tuned model of that setting; None where weights are not tuned.
     """
 
     recipe: Recipe
     setting: dict[str, str]
     source: Path
+    tuned: str | None = None
 
 
 def describe_search(
@@ -103,7 +106,7 @@ def read_found(run: Path) -> Found:
     recipe = read_recipe(run / "recipe.toml")
     for path, data in known:
         if data["recipe"] == _plain(recipe):
-            return Found(recipe, _setting(data, path), path)
+            return Found(recipe, _setting(data, path), path, _tuned_mark(data, path))
     raise RunError(
         "the result was found with another recipe than recipe.toml",
         where=known[0][0],
@@ -112,30 +115,60 @@ def read_found(run: Path) -> Found:
     )
 
 
-def tuned_model(plan: Plan, setting: Setting, run: Path) -> TunedModel | None:
-    """The tuned model that a search of `run` left for a setting; None where weights are not tuned.
+def tuned_model(plan: Plan, setting: Setting, mark: str | None, run: Path) -> TunedModel | None:
+    """The tuned model that a search of `run` chose, wherever it was tuned; None where weights are not tuned.
+
+    Args:
+        plan: of the run.
+        setting: what the search chose.
+        mark: fingerprint of the model that it wrote down.
+        run: its directory.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: there is none, it is damaged, or it is another.
     """
-    if plan.tuning is None:
+    if mark is None:
         return None
-    return load_tuned(tuned_path(run, plan.tuning_mark(setting)), plan.store(), plan.digest)
+    path = tuned_path(run, mark)
+    tuned = load_tuned(path, plan.store(), plan.digest)
+    if tuned.origin.get("mark") != mark or tuned.setting != setting:
+        raise RunError(
+            "not the tuned model that the search chose",
+            where=path,
+            found=tuned.origin.get("mark"),
+            allowed=mark,
+            hint="search again",
+        )
+    return tuned
 
 
-def journaled_scores(plan: Plan, items: Items, setting: Setting, run: Path) -> Scores | None:
-    """Scores of a setting on the search items as the search of `run` measured them; None without a journal.
+def journaled_scores(
+    plan: Plan, items: Items, setting: Setting, run: Path, tuned: TunedModel | None = None
+) -> Scores | None:
+    """Scores of a setting on the search items as the search of `run` measured them.
+
+    Args:
+        plan: of the run.
+        items: the search items.
+        setting: what was scored.
+        run: its directory.
+        tuned: the tuned model that was scored, where weights are tuned.
+
+    Returns:
+        None without a journal, or where the model was tuned on a device of another kind: what a GPU scored is
+        measured anew on a CPU, whose sums are not the same.
 
     Raises:
         RunError: the journal belongs to another model, data or quantiser, or is damaged.
     """
     path = run / "journal.jsonl"
-    if not path.is_file():
+    mark = None if tuned is None else tuned.origin["mark"]
+    if not path.is_file() or (mark is not None and mark != plan.tuning_mark(setting)):
         return None
     journal = Journal(path, plan.task.kind, plan.fingerprint_parts(items))
-    if plan.tuning is None:
+    if mark is None:
         return journal.get(Judge.purpose, fingerprint(setting.to_dict()))
-    return journal.get(TunedJudge.purpose, plan.tuning_mark(setting))
+    return journal.get(TunedJudge.purpose, mark)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -166,3 +199,13 @@ def _setting(data: dict[str, Any], path: Path) -> dict[str, str]:
     if not isinstance(chosen, dict) or not all(isinstance(level, str) for level in chosen.values()):
         raise RunError("the chosen setting is missing or of the wrong type", where=path, hint="search again")
     return chosen
+
+
+def _tuned_mark(data: dict[str, Any], path: Path) -> str | None:
+    tuning = data.get("tuning")
+    if tuning is None:
+        return None
+    mark = tuning.get("mark") if isinstance(tuning, dict) else None
+    if not isinstance(mark, str) or not re.fullmatch(r"[0-9a-f]{64}", mark):
+        raise RunError("the fingerprint of the tuned model is missing", where=path, hint="search again")
+    return mark

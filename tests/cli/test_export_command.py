@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
+from qslm_edge.steps.prepare import Plan
 from tests.helpers.directory import write_sentences
 
 Invoke = Callable[..., Result]
@@ -331,6 +332,42 @@ def test_a_tuned_model_is_exported_where_it_was_not_made(
     one, other = ((tmp_path / name / "bundle" / "model.bin").read_bytes() for name in ("there", "here"))
     assert one == other
     assert open_bundle(tmp_path / "there" / "bundle").manifest["tuning"]["steps"] == 1
+
+
+def test_a_run_that_tuned_on_a_gpu_is_exported_without_one(
+    run: Invoke, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    shutil.copytree(tuned, there)
+    header, *records = (there / "journal.jsonl").read_text("utf-8").splitlines()
+    elsewhere = {**json.loads(header), "fingerprint": "0" * 64}
+    (there / "journal.jsonl").write_text("\n".join([json.dumps(elsewhere), *records, ""]), "utf-8")
+    assert run("export", tuned, "--out", here).exit_code == 0
+    assert "another search" in run("export", there).stderr  # made here, its journal would have to fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Plan, "tuning_mark", lambda *_: "0" * 64
+        )  # what this machine would tune is not that model
+        result = run("export", there)
+    assert result.exit_code == 0, result.output
+    for name in ("model.bin", "eval/search-expected.npz"):
+        assert (there / "bundle" / name).read_bytes() == (here / "bundle" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [(None, "fingerprint of the tuned model is missing"), ("1" * 64, "no tuned model"), ("../x", "missing")],
+)
+def test_a_run_whose_tuned_model_is_not_there_is_refused(
+    run: Invoke, tuned: Path, tmp_path: Path, mark: str | None, said: str
+) -> None:
+    shutil.copytree(tuned, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "search.json").read_text("utf-8"))
+    found["tuning"]["mark"] = mark
+    (tmp_path / "run" / "search.json").write_text(json.dumps(found), "utf-8")
+    result = run("export", tmp_path / "run")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
 
 
 def test_a_tuned_model_of_other_levels_or_another_model_is_refused(
