@@ -4,14 +4,16 @@ The knapsack leaves one line of settings, each the best predicted of its size, a
 that line the constraints hold. Adding up cells is an approximation, so the search walks the line by evaluations alone:
 each accepted setting bounds the answer from one side, each rejected from the other, and what was measured rescales the
 prediction that proposes the next (regula falsi on the bound of the degradation). It ends where both ends of the bracket
-weigh the same (`TOLERANCE`): finer steps than the errors of evaluations would let luck choose. With Eq. 1 it proposes
-the best rescaled score instead, until the proposal is one that it knows.
+weigh the same (`TOLERANCE`): finer steps than the errors of evaluations would let luck choose. Then a setting of one
+level for all is tried where one lies just below: the knapsack picks what was predicted too cheap by chance as well, and
+such a setting does not. With Eq. 1 the search proposes the best rescaled score instead, until the proposal is one that
+it knows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +36,8 @@ POINTS_A_NAT = 30.0
 """Points of accuracy that a predicted nat costs, until the first evaluation says better."""
 SAFER = 0.95
 """Share of the limit that is aimed at while nothing performs yet; its power grows with every failure."""
+NEAR = 0.01
+"""Share of the float32 bytes that a setting of one level may save for its prediction to be no objection."""
 EDGE = 0.15
 """A proposal keeps this share of the bracket from either side, so that a bracket always shrinks."""
 
@@ -48,6 +52,7 @@ class BudgetedSearch:
         judged: evaluates (setting, tier, step).
         mu: None looks for the smallest setting, a number for the best by Eq. 1.
         float_bytes: weight bytes of the float32 model.
+        uniform: settings of one level, with their weight bytes.
         scale: what is really lost against its prediction, until the first evaluation says better; None takes what
             was seen on the reference model.
         max_steps: evaluations of the walk at the most.
@@ -59,6 +64,7 @@ class BudgetedSearch:
     judged: JudgeSetting
     mu: float | None
     float_bytes: int
+    uniform: Sequence[tuple[Setting, int]] = ()
     scale: float | None = None
     max_steps: int = MAX_STEPS
     announce: Callable[[str], None] = lambda _: None
@@ -74,6 +80,7 @@ class BudgetedSearch:
         self._scale = self.scale or (UNDERRATED if language else POINTS_A_NAT)
         if self.mu is None:
             self._narrow()
+            self._level_out()
         else:
             self._improve(self.mu)
         return self.trials
@@ -115,6 +122,21 @@ class BudgetedSearch:
             self._try(proposal)
         if self._accepted == len(self.allocations) and self._rejected < len(self.allocations) - 1:
             self._try(len(self.allocations) - 1)
+
+    def _level_out(self) -> None:
+        """Try the settings of one level that are a little smaller than what performs, from the largest down."""
+        if self._accepted == len(self.allocations):
+            return
+        most = int(self.allocations.bytes[self._accepted])
+        near = [
+            (size, setting) for setting, size in self.uniform if 0 < most - size <= NEAR * self.float_bytes
+        ]
+        for size, setting in sorted(near, key=lambda one: -one[0])[: self.max_steps - len(self.trials)]:
+            step = f"{size / 1e6:.2f} MB, one level"
+            self.announce(f"knapsack: {step}")
+            self.trials.append(self.judged(setting, "knapsack", step))
+            if not self.trials[-1].performance_ok:
+                return
 
     def _proposal(self) -> int | None:
         """The next point to judge; None where the bracket is narrow enough."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qslm_edge.metrics import Estimate, Scores, quality
+from qslm_edge.quantize.accounting import weight_bytes
 from qslm_edge.quantize.levels import Level, Setting
 from qslm_edge.search.allocations import allocate
 from qslm_edge.search.budgeted import MAX_STEPS, BudgetedSearch
@@ -226,11 +227,16 @@ class _Search:
             judged,
             self.options.mu,
             evaluator.hierarchy.float32_bytes,
+            [(setting, weight_bytes(evaluator.hierarchy, setting)) for setting in self._uniform()],
             self.options.scale,
             self.options.max_steps,
             self.announce,
         )
         return walk.run()
+
+    def _uniform(self) -> list[Setting]:
+        """Every level for all modules, as each of them takes it."""
+        return [self.space.setting(self.evaluator.hierarchy, level) for level in self.options.levels]
 
 
 def run_search(

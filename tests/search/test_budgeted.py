@@ -217,6 +217,33 @@ def test_a_prediction_that_is_wrong_by_a_factor_costs_evaluations_only(
     assert chosen(wrong) <= chosen(true_costs) * 1.01
 
 
+def test_one_level_for_all_is_found_where_predictions_are_too_rough_for_it(
+    search: Search, landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, true_costs: Predict
+) -> None:
+    evaluator: Any = landscape(lm_store, windows, seed=1, noise=1e-5)
+    reference = evaluator.whole(evaluator.float_setting())
+    plain = LevelMap(lm_store.model.config).setting(lm_store.hierarchy, parse_level("4g64"))
+    limit = 1.0001 * paired(reference, evaluator.whole(plain), quality(reference).value).upper
+    size, seen = weight_bytes(lm_store.hierarchy, plain), 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+
+        def rough(evaluator: Any, cells: Any, on_done: Any, rng: Any = rng) -> Any:
+            found = true_costs(evaluator, cells, on_done)
+            for scores in found:
+                scores.loss[:] *= np.exp(rng.normal(0, 0.3))
+            return found
+
+        result = search(
+            landscape(lm_store, windows, seed=1, noise=1e-5), limit, levels="8g64 4g64", predict=rough
+        )
+        check_limits(evaluator, result, limit, None)
+        assert len(result.trials) <= 10
+        assert result.chosen.weight_bytes <= size
+        seen += any(trial.step.endswith("one level") for trial in result.trials)
+    assert seen
+
+
 def test_a_prediction_that_knows_nothing_still_ends_within_the_limit(
     search: Search, landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, true_costs: Predict
 ) -> None:
