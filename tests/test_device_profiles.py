@@ -13,7 +13,7 @@ from qslm_edge import device_profiles
 from qslm_edge.profiles import Profile, list_profiles, load_profile
 from qslm_edge.profiles.kernels import CPU_CLASSES, CPU_PROVIDER, CUDA_PROVIDER, version_key
 from qslm_edge.runner.machine import ARM_CORES, Machine, matches
-from qslm_edge.steps.prepare import default_levels
+from qslm_edge.steps.levels import default_levels
 
 # id: (visible MiB, budget MB, peak GB/s, CPU class, onnxruntime, power source)
 FACTS: dict[str, tuple[int, int, float | None, str | None, str, str]] = {

@@ -30,6 +30,8 @@ __all__ = [
     "problem",
 ]
 
+MIB = 2**20
+
 
 def problem(key: str, what: str, *, found: object = None, allowed: object = None) -> PydanticCustomError:
     """Build the error of a check that spans keys; ``loading.py`` turns it into the user's one line."""
@@ -97,6 +99,14 @@ class Memory(Section):
         description="theoretical peak in GB/s (10^9 bytes) by condition, 0 to 20000, 'default' first; "
         "empty: read it from the machine",
     )
+
+    @property
+    def visible_bytes(self) -> int:
+        return self.visible_mib * MIB
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.budget_mib * MIB
 
     @model_validator(mode="after")
     def _check(self) -> Memory:

@@ -18,7 +18,7 @@ from qslm_edge.runner.text import json_ready
 
 if TYPE_CHECKING:  # a report is read and shown where torch is not installed
     from qslm_edge.bundle.reader import Bundle
-    from qslm_edge.steps.prepare import Plan
+    from qslm_edge.steps.plan import Plan
 
 __all__ = ["SCHEMA", "build_report", "read_report", "write_report"]
 

@@ -32,7 +32,7 @@ from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.reference import FloatReference, float_reference
 from qslm_edge.spikegpt.model import SpikeGPT
 from qslm_edge.steps.find import analyse
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.stored import TunedModel
 
 __all__ = ["ExportResult", "describe_export", "export_bundle"]

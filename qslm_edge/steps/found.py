@@ -24,7 +24,7 @@ from qslm_edge.search.journal import Journal, fingerprint
 from qslm_edge.search.run import SearchResult
 from qslm_edge.search.trial import Judge
 from qslm_edge.steps.find import analyse
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.judge import TunedJudge, tuned_path
 from qslm_edge.tuning.stored import TunedModel, load_tuned
 

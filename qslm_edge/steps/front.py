@@ -19,7 +19,7 @@ from qslm_edge.recipe import Recipe
 from qslm_edge.runner.text import json_ready
 from qslm_edge.search.front import FrontPoint, choose
 from qslm_edge.search.run import SearchResult
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 
 __all__ = ["FILE", "SCHEMA", "SavedFront", "check_front", "describe_front", "read_front"]
 

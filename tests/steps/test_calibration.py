@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from qslm_edge.quantize.levels import parse_level
 from qslm_edge.recipe import make_recipe
 from qslm_edge.steps import calibration
 from qslm_edge.steps.calibration import load_statistics, minimum_tokens
-from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.steps.plan import Plan
+from qslm_edge.steps.prepare import prepare
+from tests.helpers.bundles import MakePlan
 from tests.helpers.directory import make_text, write_model, write_sentences
-
-MakePlan = Callable[..., Plan]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.steps import export
 from qslm_edge.steps.export import GOLDEN_BYTES, export_bundle
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from tests.helpers.bundles import make_bundle, make_plan
 
 Facts = dict[str, Any]
