@@ -523,6 +523,19 @@ def test_the_first_provider_with_a_usable_width_is_planned(tmp_path: Path) -> No
     assert [bits for bits, _ in profile.refused_widths()] == [8, 2]
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_cuda_never_rounds_activations(bits: int, tmp_path: Path) -> None:
+    card = load_profile("h100")
+    assert card.width(bits).accuracy_level == 0
+    head = f'bits = {bits}\nprovider = "CUDAExecutionProvider"\n'
+    line = line_of(changed(tmp_path, f"{head}accuracy_level = 0", f"{head}accuracy_level = 4", H100))
+    assert line.endswith(
+        f"no kernel at this level; found 4; allowed: 0 for {bits} bits on CUDAExecutionProvider"
+    )
+    missing = line_of(changed(tmp_path, f"{head}accuracy_level = 0\n", head, H100))
+    assert missing.endswith(f"missing at {bits} bits; allowed: 0")
+
+
 def test_a_width_that_only_the_second_choice_runs(tmp_path: Path) -> None:
     text = device_profiles.path("jetson-orin-nano").read_text(encoding="utf-8")
     both = text.replace('["CPUExecutionProvider"]', '["CUDAExecutionProvider", "CPUExecutionProvider"]', 1)

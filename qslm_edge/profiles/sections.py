@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from qslm_edge.profiles.kernels import CUDA_PROVIDER
+
 __all__ = [
     "Accelerator",
     "Core",
@@ -262,7 +264,8 @@ class Width(Section):
     bits: Literal[32, 16, 8, 4, 2] = Field(description="32, 16, 8, 4 or 2 bits a weight")
     provider: Provider = Field(description="the execution provider that runs it")
     accuracy_level: Literal[0, 4] | None = Field(
-        default=None, description="0 or 4, for 8, 4 and 2 bits only; 8 and 2 bits run well at 4 alone"
+        default=None,
+        description="0 on CUDA; on a CPU 0 or 4 at 4 bits, 4 at 8 and 2 bits; absent at 32 and 16 bits",
     )
     block_sizes: Annotated[tuple[int, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)] = Field(
         default=(),
@@ -291,7 +294,7 @@ class Width(Section):
                 )
             return self
         if self.accuracy_level is None:
-            allowed = "0 or 4" if self.bits == 4 else "4"
+            allowed = "0" if self.provider == CUDA_PROVIDER else "0 or 4" if self.bits == 4 else "4"
             raise problem("accuracy_level", f"missing at {self.bits} bits", allowed=allowed)
         wrong = [size for size in self.block_sizes if size < 16 or size & (size - 1)]
         if wrong or not self.block_sizes:

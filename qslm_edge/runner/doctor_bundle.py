@@ -135,7 +135,8 @@ def _widths(bundle: Bundle, probe: ProviderProbe | None) -> list[Finding]:
             findings.append(Finding("bundle", name, "ok", detail))
         elif outcome.status == "slow":
             detail = f"{outcome.float_ratio or 0.0:.0f} times the time of float32: dequantised on every call"
-            step = "update onnxruntime, or export without this form"
+            stands_in = probe.provider != _planned(bundle)[0]
+            step = _REHEARSAL[False] if stands_in else "update onnxruntime, or export without this form"
             findings.append(Finding("bundle", name, "warning", detail, step))
         else:
             step = "export for a profile of this machine: qslm-edge profiles detect"

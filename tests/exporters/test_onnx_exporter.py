@@ -42,8 +42,8 @@ from tests.helpers.tiny import (
 
 onnxruntime = import_onnxruntime()
 Array = NDArray[Any]
-LEVELS = ("32", "16", "8g64", "4g32", "4g64f", "2g64", "2g64m")
-EXACT = ("32", "16", "4g64f")
+LEVELS = ("32", "16", "8g64", "8g64f", "4g32", "4g64f", "2g64", "2g64m", "2g64mf")
+EXACT = ("32", "16", "8g64f", "4g64f", "2g64mf")
 """Levels with float activations. With int8 activations another processor may round a code the other way."""
 CPU_FLAGS = Path("/proc/cpuinfo")
 KERNELS_KNOWN = CPU_FLAGS.is_file() and "avx512_vnni" in CPU_FLAGS.read_text("utf-8")

@@ -200,6 +200,18 @@ def test_requirements_follow_the_levels(
     assert m["golden"]["tolerance"] == {"float": 0.02, "int8": 0.15}[arithmetic]
 
 
+def test_a_bundle_for_cuda_keeps_float_activations_and_allows_for_float16(
+    cache: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path, level="8g64f", profile="h100")
+    m = bundle.manifest
+    assert set(m["setting"].values()) == {"8g64f"}
+    assert (m["expected"]["arithmetic"], m["golden"]["tolerance"]) == ("float16", 0.15)
+    nodes = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph.node
+    levels = [a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"]
+    assert levels == [0] * (7 * 2 + 1)
+
+
 # ---- expected scores
 
 

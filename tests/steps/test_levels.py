@@ -54,6 +54,19 @@ def test_levels_carry_the_accuracy_level_of_the_board() -> None:
     assert texts(listed_levels(["8", "4g64", "4g64f"], exact)) == ["8g64", "4g64f"]
 
 
+def test_levels_of_a_board_that_plans_for_cuda_keep_float_activations() -> None:
+    card = load_profile("h100")
+    assert texts(default_levels(card)) == ["16", "8g64f", "4g32f", "4g64f", "4g128f", "2g64mf"]
+    assert texts(listed_levels(["16", "8", "8g64f", "4g32", "2g64m"], card)) == [
+        "16",
+        "8g64f",
+        "4g32f",
+        "2g64mf",
+    ]
+    # what another runtime on the same board would do is no matter of this one's
+    assert "f" not in "".join(texts(default_levels(load_profile("jetson-orin-nano"))))
+
+
 def test_float32_is_searched_only_where_nothing_else_runs() -> None:
     profile = load_profile("x86-laptop")
     only = profile.model_copy(update={"widths": tuple(w for w in profile.widths if w.bits == 32)})
