@@ -504,6 +504,39 @@ def test_a_board_that_runs_as_delivered_has_one_answer() -> None:
     assert profile.stock_widths() == profile.usable_widths()
 
 
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        (
+            "min_memory_mib = 9000",
+            "min_memory_mib: leaves out the board itself; found 9000; allowed: at most memory.visible_mib, 8060",
+        ),
+        (
+            "min_memory_mib = 1\nmax_memory_mib = 8000",
+            "max_memory_mib: leaves out the board itself; found 8000; allowed: at least memory.visible_mib, 8060",
+        ),
+        (
+            "min_memory_mib = 0",
+            "min_memory_mib: not an allowed value; found 0; allowed: least memory that the ",
+        ),
+    ],
+)
+def test_a_range_of_memory_holds_the_board_itself(limits: str, line: str, tmp_path: Path) -> None:
+    own = re.sub(r"min_memory_mib = .*\nmax_memory_mib = .*", limits, PI)
+    assert line_of(write(tmp_path, own)).startswith(f"my-board.toml: match.{line}")
+
+
+def test_a_range_of_memory_needs_a_name_beside_it_and_no_card(tmp_path: Path) -> None:
+    alone = PI.replace('device_tree_model = ["Raspberry Pi 5 Model B"]\n', "")
+    assert line_of(write(tmp_path, alone)).startswith(
+        "my-board.toml: match.min_memory_mib: memory alone knows no board"
+    )
+    card = H100.replace("[match]\n", "[match]\nmax_memory_mib = 90000\n")
+    assert line_of(write(tmp_path, card)).startswith(
+        "my-board.toml: match.max_memory_mib: memory of a card is not asked; found 90000"
+    )
+
+
 def test_all_notes_are_those_of_board_runtime_and_power(tmp_path: Path) -> None:
     path = changed(tmp_path, 'status = "supported"', 'status = "supported"\nnotes = ["mind the fan"]')
     assert read_profile(path).all_notes() == (
@@ -563,6 +596,8 @@ def test_the_manifest_is_plain_json() -> None:
         "cpu_model": [],
         "arch": None,
         "features": [],
+        "min_memory_mib": 6000,
+        "max_memory_mib": 12000,
     }
     assert manifest["power"]["source"] == "rpi-pmic"
     assert manifest["providers"] == ["CPUExecutionProvider"]

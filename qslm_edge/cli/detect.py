@@ -177,7 +177,7 @@ def _bandwidth(survey: Survey) -> str:
 
 def _match(match: dict[str, Any]) -> str:
     return "; ".join(
-        f"{key} {value if isinstance(value, str) else ', '.join(value)}" for key, value in match.items()
+        f"{key} {', '.join(value) if isinstance(value, tuple) else value}" for key, value in match.items()
     )
 
 

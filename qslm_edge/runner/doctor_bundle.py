@@ -12,7 +12,8 @@ from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import QslmError
 from qslm_edge.runner.child import run_child
 from qslm_edge.runner.findings import Finding
-from qslm_edge.runner.machine import Machine, matches
+from qslm_edge.runner.machine import Machine
+from qslm_edge.runner.matching import matches
 from qslm_edge.runner.memory import available_bytes
 from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.power import PowerSource, open_source
