@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qslm_edge.errors import UsageError
+from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.units import parse_bytes
 
 __all__ = [
     "check_group_size",
+    "check_output",
     "check_power",
     "check_power_source",
     "limit_from_flags",
@@ -17,6 +18,20 @@ __all__ = [
     "recipe_from_flags",
     "split_levels",
 ]
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse a place for the result before minutes are spent on it.
+
+    Raises:
+        OutputError: a directory, or in none.
+    """
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError("a directory is in the way", where=output, hint="give a file name to --output")
+    if not output.parent.is_dir():
+        raise OutputError("no such directory", where=output.parent, hint="make it first")
 
 
 def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:

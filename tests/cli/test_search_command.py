@@ -284,7 +284,7 @@ def test_no_front_and_damaged_fronts_are_one_line(
     place = tmp_path / "run"
     place.mkdir()
     for old, new, says in (
-        ("qslm-edge/front/1", "qslm-edge/front/9", "not of this version"),
+        ("qslm-edge/front/1", "qslm-edge/front/9", "not a front of this version"),
         ('"tool_version": "', '"tool_version": "9.', "the front was made by another version"),
         ('"weight_bytes": ', '"weight_bytes": "a", "x": ', "damaged front"),
         ('"points"', '"pints"', "damaged front"),

@@ -31,6 +31,7 @@ from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.spikegpt.model import initial_state
 from tests.helpers.tiny import (
     CHANNELS,
+    MIXED,
     N_LAYER,
     VOCABULARY,
     make_job,
@@ -48,19 +49,6 @@ EXACT = ("32", "16", "8g64f", "4g64f", "2g64mf")
 CPU_FLAGS = Path("/proc/cpuinfo")
 KERNELS_KNOWN = CPU_FLAGS.is_file() and "avx512_vnni" in CPU_FLAGS.read_text("utf-8")
 """Whether this processor's kernels are those that were seen to multiply one row as they do many."""
-MIXED = {
-    "emb": "2g32f",
-    "blocks.0.att.key": "32",
-    "blocks.0.att.value": "8g32",
-    "blocks.0.ffn.key": "2g32",
-    "blocks.0.ffn.value": "4g128",
-    "blocks.1.att.output": "16",
-    "blocks.1.ffn.value": "8g128f",
-    "blocks.2.ffn.key": "4g64f",
-    "blocks.2.ffn.receptance": "2g64",
-    "blocks.2.ffn.value": "2g128m",
-    "head": "8g64",
-}
 ONNX_OPERATORS = {
     *("Add", "BitShift", "BitwiseAnd", "Cast", "Concat", "Div", "Exp", "Gather", "GreaterOrEqual"),
     *("LayerNormalization", "MatMul", "Max", "Mul", "Neg", "ReduceSum", "Relu", "Reshape", "Scan"),

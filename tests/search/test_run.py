@@ -76,26 +76,6 @@ def answer(result: SearchResult) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def lm_store(make_store: MakeStore) -> WeightStore:
-    return make_store(2)
-
-
-@pytest.fixture(scope="module")
-def class_store(make_store: MakeStore) -> WeightStore:
-    return make_store(1, head="classifier")
-
-
-@pytest.fixture(scope="module")
-def windows(make_windows: MakeItems) -> Items:
-    return make_windows(48, 6)
-
-
-@pytest.fixture(scope="module")
-def sentences(make_sentences: MakeItems) -> Items:
-    return make_sentences(400)
-
-
 def uniform_bytes(store: WeightStore, text: str) -> int:
     space = LevelMap(store.model.config)
     return weight_bytes(store.hierarchy, space.setting(store.hierarchy, parse_level(text)))

@@ -17,7 +17,7 @@ from tests.helpers.directory import make_text, write_model, write_sentences
 __all__ = ["cache", "classifier_bundle", "copy_bundle", "lm_bundle"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with data of its own."""
     folder = tmp_path_factory.mktemp("own")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plan(folder: Path) -> MakePlan:
     def make(task: str = "wikitext2", **choices: Any) -> Plan:
         ending = "txt" if task == "wikitext2" else "tsv"

@@ -35,22 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def plan(folder: Path) -> MakePlan:
-    def make(task: str = "wikitext2", **choices: Any) -> Plan:
-        ending = "txt" if task == "wikitext2" else "tsv"
-        values: dict[str, Any] = {
-            "profile": "x86-laptop",
-            "task": task,
-            "model": str(folder / "model"),
-            "search_data": str(folder / f"search.{ending}"),
-            "report_data": str(folder / f"report.{ending}"),
-        }
-        return prepare(make_recipe(**(values | choices)), device="cpu")
-
-    return make
-
-
 def train(folder: Path, ending: str = "txt") -> str:
     return str(folder / f"train.{ending}")
 
