@@ -46,6 +46,7 @@ def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
         {} if recipe_file is None else read_recipe(recipe_file).model_dump(by_alias=True, exclude_none=True)
     )
     given = {key: value for key, value in flags.items() if value is not None}
+    check_group_size(given.get("group_size"))
     task = given.get("task", values.get("task", "wikitext2"))
     if task != values.get("task", task):
         values.pop("max_degradation", None)  # of another metric

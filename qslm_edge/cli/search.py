@@ -185,7 +185,7 @@ def _show(found: dict[str, Any], place: Path) -> None:
     cost = found["cost"]
     console.print_line(
         f"{len(found['trials'])} trials, {cost['evaluations']} evaluations of {cost['tokens']:,} tokens in "
-        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']} of {cost['replayed_tokens']:,} "
+        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']:,} results of {cost['replayed_tokens']:,} "
         "tokens taken from the journal"
     )
     after = f"Export it: qslm-edge export {place}" if found["deployable"] else f"Written to {place}"

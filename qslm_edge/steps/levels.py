@@ -98,7 +98,7 @@ def listed_levels(
     levels: list[Level] = []
     for text in texts:
         bare = text.strip() in ("8", "4", "2")
-        level = parse_level(f"{text.strip()}g{group_size or GROUP_SIZE}" if bare else text)
+        level = parse_level(f"{text.strip()}g{group_size or GROUP_SIZE}" if bare else text, "--levels")
         if level.simulated or level.bits == 1:
             raise UsageError(
                 "not a level to search",

@@ -22,7 +22,7 @@ from qslm_edge.recipe import Recipe
 from qslm_edge.search.constraints import Constraints
 from qslm_edge.search.run import SearchOptions
 from qslm_edge.spikegpt import Module, SpikeGPT, build_hierarchy, load_checkpoint
-from qslm_edge.steps.calibration import choose_quantiser
+from qslm_edge.steps.calibration import check_training_data, choose_quantiser
 from qslm_edge.steps.cuts import offered_cuts
 from qslm_edge.steps.levels import wanted_levels
 from qslm_edge.steps.plan import Plan
@@ -57,6 +57,7 @@ def prepare(recipe: Recipe, device: str | None = None) -> Plan:
     tuning = _tuning(recipe, device)
     options = SearchOptions(wanted_levels(recipe, profile), _mu(recipe), recipe.early, recipe.method)
     if tuning is not None:
+        check_training_data(recipe, task)
         options = replace(
             options,
             scale=SCALE[task.kind],

@@ -377,7 +377,7 @@ def test_a_limit_that_nothing_meets_is_explained(run: Invoke, inputs: Any, tmp_p
         (["--method", "qslm", "--levels", "8g64"], "UsageError", "not a simulated width"),
         (["--model", "none.pth"], "CheckpointError", "none.pth: no such checkpoint"),
         (["--recipe", "none.toml"], "UsageError", "none.toml: the recipe cannot be read"),
-        (["--group-size", "48"], "UsageError", "recipe: group_size"),
+        (["--group-size", "48"], "UsageError", "--group-size: not a group size"),
     ],
 )
 def test_bad_flags_are_one_line_and_2(

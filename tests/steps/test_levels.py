@@ -102,6 +102,7 @@ def test_what_is_no_level_to_search(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         listed_levels([text], None)
     assert "4g64" in str(caught.value) or "4g128" in str(caught.value)
+    assert str(caught.value).startswith("--levels: ")
 
 
 def test_levels_that_the_board_does_not_run(tmp_path: Path) -> None:

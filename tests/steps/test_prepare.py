@@ -15,7 +15,7 @@ from qslm_edge.profiles import load_profile
 from qslm_edge.recipe import make_recipe
 from qslm_edge.steps.prepare import TUNE_TOKENS, _tuning, prepare
 from tests.helpers.bundles import MakePlan
-from tests.helpers.directory import write_model
+from tests.helpers.directory import make_text, write_model
 
 MIB = 2**20
 
@@ -130,6 +130,23 @@ def test_a_gpu_tunes_on_more_tokens_unless_told() -> None:
 
 
 def test_predictions_of_a_tuned_search_are_those_that_tuning_leaves(plan: MakePlan) -> None:
-    tuned = plan(tune=True)
+    tuned = plan(tune=True, quantiser="rtn", calibration_data="embedded")
     assert tuned.options.remains["ffn"] < 1 < tuned.options.remains["att"]
     assert plan().options.remains == {}
+
+
+def test_tuning_without_training_data_is_refused_before_any_work(plan: MakePlan, folder: Path) -> None:
+    with pytest.raises(UsageError, match="--calibration-data: no training data to tune on; found --tune"):
+        plan(tune=True)
+    with pytest.raises(UsageError, match="the same data would calibrate"):
+        plan(tune=True, calibration_data=str(folder / "search.txt"))
+
+
+def test_tuning_takes_training_data_with_a_quantiser_that_needs_none(plan: MakePlan, tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text(make_text(3000, seed=9), "utf-8")
+    made = plan(tune=True, quantiser="rtn", calibration_data=str(path))
+    assert made.choice.items is None
+    assert made.training_items.n_items >= 64
+    with pytest.raises(UsageError, match="rtn uses no calibration data"):
+        plan(quantiser="rtn", calibration_data=str(path))
