@@ -60,7 +60,14 @@ def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
             where="--profile",
             hint="e.g. --profile jetson-orin; see `qslm-edge profiles list`",
         )
-    return make_recipe(**values)
+    try:
+        return make_recipe(**values)
+    except UsageError as error:
+        key = str(error.where).removeprefix("recipe: ")
+        if key not in given:
+            raise
+        flag = f"--{key.replace('_', '-')}"
+        raise UsageError(error.what, where=flag, found=error.found, allowed=error.allowed) from None
 
 
 def _limits(given: dict[str, Any], task: str) -> dict[str, Any]:
