@@ -14,6 +14,7 @@ OUT     ?= runs/demo$(if $(TASK),-$(TASK))
 DEMO_ARGS ?=
 # Which benchmarks/bench_*.py to run; empty: all.
 BENCH   ?=
+BENCHES := $(patsubst benchmarks/bench_%.py,%,$(sort $(wildcard benchmarks/bench_*.py)))
 
 EXTRAS  := export,cpu,nvml,dev
 VENV    := .venv
@@ -54,6 +55,7 @@ format: $(READY) ## let ruff format the code and mend what it can
 
 bench: $(READY) ## run the benchmarks (BENCH=name for one); one that this machine cannot run says so
 	@set -e; for script in $(if $(BENCH),benchmarks/bench_$(BENCH).py,$(sort $(wildcard benchmarks/bench_*.py))); do \
+	  [ -f $$script ] || { echo "make: no such benchmark: $$script; there are $(BENCHES)" >&2; exit 2; }; \
 	  echo "== $$script"; $(PY) $$script || { code=$$?; [ $$code -eq 4 ] || exit $$code; }; done
 
 clean: ## remove .venv, caches and build products; runs/ stays

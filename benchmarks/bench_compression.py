@@ -43,7 +43,8 @@ from qslm_edge.search.journal import fingerprint
 from qslm_edge.search.reference import float_reference
 from qslm_edge.steps.find import find_setting, write_json
 from qslm_edge.steps.found import FILE, describe_search
-from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.steps.plan import Plan
+from qslm_edge.steps.prepare import prepare
 from qslm_edge.tuning.stored import TunedModel
 
 

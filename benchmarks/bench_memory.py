@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a script: siblings are a package
 
 from benchmarks.bench_speed import Entry, Row, entries, run
-from benchmarks.shapes import SETTINGS, SHAPES, bundle, checkpoint
+from benchmarks.shapes import SETTINGS, SHAPES, bundle, checkpoint, exit_with
 from qslm_edge.bundle.reader import open_bundle
 from qslm_edge.runner.machine import identify
 from qslm_edge.runner.runtime import import_onnxruntime
@@ -147,8 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
-        sys.exit(130)
+    exit_with(main)

@@ -30,7 +30,8 @@ from qslm_edge.search.fisher import fisher_divergence
 from qslm_edge.search.reference import float_reference
 from qslm_edge.search.space import LevelMap
 from qslm_edge.steps.find import find_setting
-from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.steps.plan import Plan
+from qslm_edge.steps.prepare import prepare
 
 ROWS: dict[str, dict[str, Any]] = {
     "exhaustive tiered": {"method": "tiered", "reuse": False, "early": False},

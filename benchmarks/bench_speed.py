@@ -41,6 +41,7 @@ from benchmarks.shapes import (
     bundle,
     bytes_a_token,
     checkpoint,
+    exit_with,
     exporter_digest,
 )
 from benchmarks.speed_tables import markdown, text
@@ -270,8 +271,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
-        sys.exit(130)
+    exit_with(main)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "x86-cpu"
 SETTINGS = ("8g64", "4g64", "2g64", "mixed")
 FLOAT = "32"
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a benchmark that can be stopped and started again, and end with its exit code."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on\n")
+        sys.exit(130)
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,20 @@ Everything is time-major [T, B, C]. Matrices run over all tokens at once, the re
 bodies hold the operations of the torch model in the same order. Decoding pays for every node that runs, a
 microsecond or two since the weights drive code and data of all others out of the caches: so nodes are few, and
 plain (broadcasting ones cost several). State is one tensor [7 L, B, C] (per layer att_x, ffn_x, a, b, p, v1,
-v2); a state tensor keeps its leading 1 inside the bodies, so that no squeezing is needed around them. Packed
-matrices are MatMulNBits; the embedding is packed in planes and unpacked after the lookup, with operators that
-every ONNX Runtime since 1.18 has. Opset 21 and IR 10 load from 1.18 on; the widths set the real minimum.
+v2); a state tensor keeps its leading 1 inside the bodies, so that no squeezing is needed around them. Opset 21 and
+IR 10 load from 1.18 on; the widths set the real minimum.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qslm_edge.exporters.onnx_embedding import embed
 from qslm_edge.exporters.onnx_graph import MICROSOFT, Graph, ShapeLike, WeightFile, float_value
+from qslm_edge.exporters.onnx_matrix import multiply
 from qslm_edge.quantize.levels import Setting
-from qslm_edge.quantize.packed import PackedMatrix
 from qslm_edge.quantize.weights import WeightStore
 
 __all__ = ["SpikeGPTGraph"]
@@ -67,7 +65,8 @@ class SpikeGPTGraph:
             num_outputs=n_state,
         )
 
-        x = self._norm(self._embedding("tokens"), "blocks.0.ln0")
+        embedded = embed(g, self.store.packed("emb", self.setting["emb"]), self.config, "tokens")
+        x = self._norm(embedded, "blocks.0.ln0")
         self._tap(x, ["T", "B", c])
         spikes: str | None = None
         after: list[str] = []
@@ -91,62 +90,7 @@ class SpikeGPTGraph:
             metadata=metadata,
         )
 
-    # ---- input and output blocks
-
-    def _embedding(self, tokens: str) -> str:
-        g, packed = self.graph, self.store.packed("emb", self.setting["emb"])
-        c = self.config.n_embd
-        rows = g.one("Gather", [g.weight("emb", packed.data), tokens], name="emb.rows", axis=0)
-        bits = packed.level.bits
-        if packed.level.is_float:
-            if bits == 16:
-                rows = g.one("Cast", [rows], name="emb.float", to=onnx.TensorProto.FLOAT)
-            if self.config.embedding == "binary":
-                at_least = g.one("GreaterOrEqual", [rows, g.constant(0.0, np.float32)], name="emb.sign")
-                rows = g.one("Cast", [at_least], name="emb.spikes", to=onnx.TensorProto.FLOAT)
-            return rows
-        if bits < 8:
-            shifts = g.constant(np.arange(0, 8, bits).reshape(-1, 1), np.uint8)
-            planes = g.one("Unsqueeze", [rows, g.constant([-2])], name="emb.unsqueeze")
-            shifted = g.one("BitShift", [planes, shifts], name="emb.shift", direction="RIGHT")
-            rows = g.one("BitwiseAnd", [shifted, g.constant(2**bits - 1, np.uint8)], name="emb.mask")
-        codes = g.one("Cast", [rows], name="emb.codes", to=onnx.TensorProto.FLOAT)
-        if bits == 1:
-            return g.one("Reshape", [codes, g.constant([0, 0, c])], name="emb.bits")
-        if packed.scales is None:
-            raise ValueError("a packed embedding has scales")
-        groups = packed.scales.shape[1]
-        codes = g.one("Reshape", [codes, g.constant([0, 0, groups, c // groups])], name="emb.groups")
-        if packed.zeros is None:
-            zero = g.constant((2**bits - 1) / 2, np.float32)
-        else:
-            zero_rows = self._zero_rows(packed.zeros, bits, groups, tokens)
-            zero_float = g.one("Cast", [zero_rows], name="emb.zero_float", to=onnx.TensorProto.FLOAT)
-            zero = g.one("Unsqueeze", [zero_float, g.constant([-1])], name="emb.zero")
-        scale_rows = g.one("Gather", [g.weight("emb.scales", packed.scales), tokens], name="emb.scale_rows")
-        if packed.scales.dtype == np.float16:
-            scale_rows = g.one("Cast", [scale_rows], name="emb.scale_float", to=onnx.TensorProto.FLOAT)
-        scale = g.one("Unsqueeze", [scale_rows, g.constant([-1])], name="emb.scale")
-        values = g.one("Mul", [g.one("Sub", [codes, zero], name="emb.centred"), scale], name="emb.values")
-        return g.one("Reshape", [values, g.constant([0, 0, c])], name="emb.out")
-
-    def _zero_rows(self, zeros: NDArray[np.uint8], bits: int, groups: int, tokens: str) -> str:
-        """Zero points [T, B, groups] of the rows in use, as bytes."""
-        g = self.graph
-        rows = g.one("Gather", [g.weight("emb.zeros", zeros), tokens], name="emb.zero_rows")
-        if bits == 8:
-            return rows
-        shifts = g.constant(np.arange(0, 8, bits), np.uint8)
-        columns = g.one("Unsqueeze", [rows, g.constant([-1])], name="emb.zero_bytes")
-        shifted = g.one("BitShift", [columns, shifts], name="emb.zero_shift", direction="RIGHT")
-        fields = g.one("BitwiseAnd", [shifted, g.constant(2**bits - 1, np.uint8)], name="emb.zero_mask")
-        flat = g.one("Reshape", [fields, g.constant([0, 0, zeros.shape[1] * 8 // bits])], name="emb.zero_all")
-        if zeros.shape[1] * 8 // bits == groups:
-            return flat
-        # a row ends at a byte: what is left of its last one belongs to no group
-        return g.one(
-            "Slice", [flat, g.constant([0]), g.constant([groups]), g.constant([2])], name="emb.zero_used"
-        )
+    # ---- output blocks
 
     def _language_model(
         self, x: str, spikes: str
@@ -324,61 +268,13 @@ class SpikeGPTGraph:
         return name, outputs[-1]
 
     def _linear(self, module: str, x: str, output: str | None = None) -> str:
-        g, packed = self.graph, self.store.packed(module, self.setting[module])
+        packed = self.store.packed(module, self.setting[module])
         name = output or f"{module}.output"
-        if packed.level.is_float:
-            transposed: NDArray[Any] = np.ascontiguousarray(packed.data.T)
-            weight = g.weight(f"{module}.weight", transposed)
-            if packed.level.bits == 16:
-                weight = g.one("Cast", [weight], name=f"{module}.float", to=onnx.TensorProto.FLOAT)
-            g.node("MatMul", [x, weight], [name], name=module)
-        else:
-            self._matmul_nbits(packed, x, name)
+        multiply(self.graph, packed, x, name)
         if module != "head":
             self._tap(x, ["T", "B", packed.module.columns])
             self._tap(name, ["T", "B", packed.module.rows])
         return name
-
-    def _matmul_nbits(self, packed: PackedMatrix, x: str, output: str) -> None:
-        g, module, level = self.graph, packed.module, packed.level
-        if packed.scales is None:
-            raise ValueError(f"{module.name}: packed codes without scales")
-        codes, scales = (
-            g.weight(f"{module.name}.{part}", array)
-            for part, array in (("codes", packed.data), ("scales", packed.scales))
-        )
-        if packed.scales.dtype == np.float16:  # folded when the model loads: the kernel takes float32
-            scales = g.one("Cast", [scales], name=f"{module.name}.scales_float", to=onnx.TensorProto.FLOAT)
-        # without zero points the kernel takes 2^(bits - 1), half a step above the middle of mid-rise codes
-        zeros = [] if packed.zeros is None else [g.weight(f"{module.name}.zeros", packed.zeros)]
-        product = f"{module.name}.product" if level.midrise else output
-        g.node(
-            "MatMulNBits",
-            [x, codes, scales, *zeros],
-            [product],
-            name=module.name,
-            domain=MICROSOFT,
-            K=module.columns,
-            N=module.rows,
-            bits=level.bits,
-            block_size=level.group_size,
-            accuracy_level=level.accuracy_level,
-        )
-        if level.midrise:
-            g.node("Add", [product, self._half_steps(packed, x, scales)], [output], name=f"{module.name}.sum")
-
-    def _half_steps(self, packed: PackedMatrix, x: str, scales: str) -> str:
-        """Half a scale times the block sums of x: what mid-rise values add to codes minus 2^(bits - 1)."""
-        g, name, groups = (
-            self.graph,
-            packed.module.name,
-            packed.module.columns // (packed.level.group_size or 1),
-        )
-        blocks = g.one("Reshape", [x, g.constant([0, 0, groups, -1])], name=f"{name}.blocks")
-        sums = g.one("ReduceSum", [blocks, g.constant([-1])], name=f"{name}.block_sums", keepdims=0)
-        halves = g.one("Mul", [sums, g.constant(0.5, np.float32)], name=f"{name}.half_sums")
-        columns = g.one("Transpose", [scales], name=f"{name}.scale_columns", perm=[1, 0])
-        return g.one("MatMul", [halves, columns], name=f"{name}.half_steps")
 
     def _tap(self, name: str, shape: list[int | str]) -> None:
         if self.taps and name not in {value.name for value in self.tapped}:

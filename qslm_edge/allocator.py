@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,12 +32,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was done.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
+    mallopt = _from_glibc("mallopt")
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT) and mallopt(_M_TRIM_THRESHOLD, _LIMIT))
 
 
@@ -45,13 +42,16 @@ def give_back_freed_memory() -> bool:
     Returns:
         Whether anything was returned.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(trim(0))
+    return bool(_from_glibc("malloc_trim")(0))
+
+
+def _from_glibc(name: str) -> Callable[..., int]:
+    """A function of the C library; one that does nothing and says 0 where the library is another."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+            return function
+    return lambda *_: 0
 
 
 def lasting(tensor: Tensor) -> Tensor:

@@ -115,7 +115,10 @@ class open_run:  # noqa: N801 - used like a function
             ) from None
         except OSError as error:
             raise OutputError(
-                "the run directory cannot be used", where=self.out, found=error.strerror
+                "the run directory cannot be used",
+                where=self.out,
+                found=error.strerror,
+                hint="choose a place that can be written with --out",
             ) from None
         return self.out
 

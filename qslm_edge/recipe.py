@@ -158,6 +158,8 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 def _explain(error: ValidationError, where: str) -> UsageError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "?"
+    if first["type"] == "missing":
+        return UsageError("missing", where=f"{where}: {key}", hint="docs/recipe.md lists the keys")
     allowed = None
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(field.alias or name for name, field in Recipe.model_fields.items())

@@ -12,8 +12,9 @@ import pytest
 from qslm_edge import device_profiles
 from qslm_edge.profiles import Profile, list_profiles, load_profile
 from qslm_edge.profiles.kernels import CPU_CLASSES, CPU_PROVIDER, CUDA_PROVIDER, version_key
-from qslm_edge.runner.machine import ARM_CORES, Machine, matches
-from qslm_edge.steps.prepare import default_levels
+from qslm_edge.runner.machine import ARM_CORES, Machine
+from qslm_edge.runner.matching import matches
+from qslm_edge.steps.levels import default_levels
 
 # id: (visible MiB, budget MB, peak GB/s, CPU class, onnxruntime, power source)
 FACTS: dict[str, tuple[int, int, float | None, str | None, str, str]] = {
@@ -170,6 +171,8 @@ def test_default_levels_are_what_a_class_runs_well(board: Profile) -> None:
     levels = [str(level) for level in default_levels(board)]
     if board.cpu.kernel_class == "arm64-nodotprod":
         assert levels == ["16", "4g32f", "4g64f", "4g128f"]  # f: float activations, accuracy level 0
+    elif board.id in CARDS:
+        assert levels == ["16", "8g64f", "4g32f", "4g64f", "4g128f", "2g64mf"]
     elif board.runtime.onnxruntime == "1.23.2":
         assert levels == ["16", "8g64", "4g32", "4g64", "4g128"]
     else:
@@ -313,6 +316,30 @@ GPUS = {
     "NVIDIA RTX A6000": ["rtx-a6000"],
     "NVIDIA RTX 6000 Ada Generation": [],
 }
+SIZES = {
+    ("NVIDIA Jetson Orin Nano Developer Kit", 3620): "jetson-orin-nano-4gb",
+    ("NVIDIA Jetson Orin Nano Developer Kit", 7486): "jetson-orin-nano",
+    ("NVIDIA Jetson Orin Nano Developer Kit", 7620): "jetson-orin-nano",
+    ("NVIDIA Jetson Orin NX Developer Kit", 7400): "jetson-orin-nx-8gb",
+    ("NVIDIA Jetson Orin NX Developer Kit", 15598): "jetson-orin-nx-16gb",
+    ("NVIDIA Jetson AGX Orin Developer Kit", 30698): "jetson-agx-orin-32gb",
+    ("NVIDIA Jetson AGX Orin Developer Kit", 62878): "jetson-agx-orin-64gb",
+    ("NVIDIA Jetson Xavier NX Developer Kit", 7765): "jetson-xavier-nx",
+    ("NVIDIA Jetson Xavier NX Developer Kit", 15500): None,
+    ("NVIDIA Jetson Nano 2GB Developer Kit", 1980): None,
+    ("NVIDIA Jetson Nano Developer Kit", 3964): "jetson-nano",
+    ("Raspberry Pi 4 Model B Rev 1.4", 1850): None,
+    ("Raspberry Pi 4 Model B Rev 1.4", 3790): "raspberry-pi-4",
+    ("Raspberry Pi 4 Model B Rev 1.4", 7800): None,
+    ("Raspberry Pi 5 Model B Rev 1.0", 2010): None,
+    ("Raspberry Pi 5 Model B Rev 1.0", 4040): "raspberry-pi-5-4gb",
+    ("Raspberry Pi 5 Model B Rev 1.0", 8060): "raspberry-pi-5-8gb",
+    ("Raspberry Pi 5 Model B Rev 1.0", 16200): "raspberry-pi-5-16gb",
+    ("Radxa ROCK 5B", 3700): None,
+    ("Radxa ROCK 5B", 7700): "rk3588",
+    ("Radxa ROCK 5B", 15700): None,
+}
+"""Boards that are sold in several sizes under one name, by the MiB that they show."""
 CPUS = {"Intel(R) N100": ["intel-n100"], "Apple M3 Pro": ["apple-m"], "Intel(R) Core(TM) i7-1360P": []}
 
 
@@ -324,6 +351,15 @@ def recognised(machine: Machine) -> list[str]:
 @pytest.mark.parametrize(("name", "boards"), NAMES.items())
 def test_a_board_is_known_by_its_device_tree(name: str, boards: list[str]) -> None:
     assert recognised(dataclasses.replace(HOST, device_tree_model=name)) == boards
+
+
+@pytest.mark.parametrize(("shown", "board_id"), SIZES.items())
+def test_sizes_of_one_name_are_told_apart_by_their_memory(
+    shown: tuple[str, int], board_id: str | None
+) -> None:
+    name, memory_mib = shown
+    host = dataclasses.replace(HOST, device_tree_model=name, total_memory_bytes=memory_mib * 2**20)
+    assert recognised(host) == ([] if board_id is None else [board_id])
 
 
 @pytest.mark.parametrize(("name", "boards"), GPUS.items())

@@ -1,4 +1,4 @@
-"""Items: validation, digest, the file, and batches that cover everything once."""
+"""Items: validation, digest, and the file."""
 
 from __future__ import annotations
 
@@ -15,33 +15,8 @@ from hypothesis import strategies as st
 
 from qslm_edge import items as module
 from qslm_edge.errors import BundleError, DataError, OutputError, UsageError
-from qslm_edge.items import Batch, Items, batches
-
-
-def windows(lengths: list[int], vocab: int = 50, **changes: Any) -> Items:
-    """Language-model items whose targets follow their tokens."""
-    stream = np.random.default_rng(1).integers(0, vocab, sum(lengths) + 1)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    fields: dict[str, Any] = {
-        "task": "wikitext2",
-        "split": "report",
-        "tokens": stream[:-1],
-        "offsets": offsets,
-        "targets": stream[1:],
-        "n_words": 7,
-        "n_bytes": 30,
-        "source": "a test × café",
-    }
-    return Items(**(fields | changes))
-
-
-def sentences(lengths: list[int], **changes: Any) -> Items:
-    """Classification items."""
-    changes = {"task": "sst2", "targets": None, "n_words": None, "n_bytes": None, **changes}
-    return windows(lengths, labels=np.arange(len(lengths)) % 2, **changes)
-
-
-lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+from qslm_edge.items import Items
+from tests.helpers.items import lengths_lists, sentences, windows
 
 
 def test_sizes_and_dtypes() -> None:
@@ -239,82 +214,3 @@ def test_save_where_no_folder_is(tmp_path: Path) -> None:
 def test_save_refuses_broken_items(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no items"):
         windows([4], tokens=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64)).save(tmp_path / "a.npz")
-
-
-def rebuilt(items: Items, cut: list[Batch]) -> dict[int, list[int]]:
-    """Tokens of each item as the batches hold them."""
-    found: dict[int, list[int]] = {}
-    for batch in cut:
-        for column, item in enumerate(batch.index.tolist()):
-            assert item not in found
-            real = batch.mask[:, column].astype(bool)
-            length = int(real.sum())
-            assert real[:length].all()  # padding stands at the end
-            assert not batch.tokens[length:, column].any()
-            if batch.targets is not None and items.targets is not None:
-                start = items.offsets[item]
-                wanted = items.targets[start : start + length]
-                assert batch.targets[:length, column].tolist() == wanted.tolist()
-                assert not batch.targets[length:, column].any()
-            found[item] = batch.tokens[:length, column].tolist()
-    return found
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lengths=lengths_lists,
-    max_items=st.integers(1, 12),
-    max_tokens=st.none() | st.integers(1, 30),
-    seed=st.none() | st.integers(0, 5),
-    classify=st.booleans(),
-)
-def test_batches_cover_each_item_once(
-    lengths: list[int], max_items: int, max_tokens: int | None, seed: int | None, classify: bool
-) -> None:
-    items = (sentences if classify else windows)(lengths)
-    order = None if seed is None else np.random.default_rng(seed).permutation(len(lengths))
-    cut = list(batches(items, max_items, order, max_tokens))
-    found = rebuilt(items, cut)
-    assert found == {
-        i: items.tokens[items.offsets[i] : items.offsets[i + 1]].tolist() for i in range(len(lengths))
-    }
-    for batch in cut:
-        n_items = len(batch.index)
-        assert n_items <= max_items
-        assert len(batch.tokens) == items.lengths[batch.index].max()
-        assert max_tokens is None or n_items == 1 or batch.tokens.size <= max_tokens
-    if order is not None:
-        assert np.concatenate([batch.index for batch in cut]).tolist() == order.tolist()
-    elif not classify:
-        assert list(found) == list(range(len(lengths)))
-
-
-def test_sentences_are_sorted_inside_chunks_only() -> None:
-    lengths = np.random.default_rng(0).integers(1, 60, 600).tolist()
-    items = sentences(lengths)
-    cut = list(batches(items, 50))
-    seen = np.concatenate([batch.index for batch in cut])
-    assert sorted(seen[:256].tolist()) == list(range(256))
-    assert sorted(seen[256:512].tolist()) == list(range(256, 512))
-    assert (np.diff(items.lengths[seen[:256]]) >= 0).all()
-    assert [len(batch.index) for batch in cut] == [50] * 5 + [6] + [50] * 5 + [6] + [50, 38]
-    in_order = batches(items, 50, order=range(600))
-    assert sum(b.mask.size for b in cut) < 0.7 * sum(b.mask.size for b in in_order)
-
-
-def test_batch_types() -> None:
-    batch = next(batches(windows([3, 2]), 2))
-    assert batch.targets is not None
-    assert [a.dtype.name for a in (batch.tokens, batch.mask, batch.targets)] == ["int64", "float32", "int64"]
-    assert batch.mask.tolist() == [[1, 1], [1, 1], [1, 0]]
-    assert next(batches(sentences([3]), 2)).targets is None
-
-
-@pytest.mark.parametrize(
-    ("max_items", "order", "max_tokens"), [(0, None, None), (1, None, 0), (1, [0], None), (1, [0, 0], None)]
-)
-def test_batches_refuse_wrong_requests(
-    max_items: int, order: list[int] | None, max_tokens: int | None
-) -> None:
-    with pytest.raises(UsageError):
-        batches(windows([3, 2]), max_items, order, max_tokens)

@@ -164,7 +164,7 @@ def test_a_recipe_that_is_missing_or_no_text(tmp_path: Path) -> None:
 def test_flags_out_of_range_are_named_too() -> None:
     with pytest.raises(UsageError, match="recipe: max_degradation: .*found -1"):
         make_recipe(profile="host", max_degradation=-1)
-    with pytest.raises(UsageError, match="recipe: profile: Field required"):
+    with pytest.raises(UsageError, match="recipe: profile: missing"):
         make_recipe()
 
 

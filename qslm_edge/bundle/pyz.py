@@ -32,7 +32,7 @@ except (ImportError, MemoryError) as error:
     code = 4
 sys.exit(code)
 """
-_BASE = ("__init__.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py")
+_BASE = ("__init__.py", "batches.py", "errors.py", "items.py", "metrics.py", "bundle/__init__.py")
 _READERS = ("bundle/reader.py", "bundle/tensors.py")
 _SOURCES = ("*.py", "native/*.h", "native/*.cpp", "native/cuda/*.cu", "native/cuda/*.cuh")
 """Of the runner: the native engine is compiled where it runs."""

@@ -21,7 +21,7 @@ from qslm_edge.errors import BundleError
 from qslm_edge.items import Items, Split
 from qslm_edge.metrics import Kind, Scores
 
-__all__ = ["MANIFEST", "SCHEMA", "Bundle", "open_bundle"]
+__all__ = ["MANIFEST", "SCHEMA", "Bundle", "file_digest", "open_bundle"]
 
 MANIFEST, SCHEMA = "manifest.json", "qslm-edge/bundle/1"
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -110,7 +110,7 @@ class Bundle:
                     hint=_HINT,
                 )
             try:
-                found = _sha256(path)
+                found = file_digest(path)
             except OSError as error:
                 raise BundleError("cannot be read", where=path, found=error.strerror, hint=_HINT) from None
             if found != entry["sha256"]:
@@ -200,7 +200,8 @@ class Bundle:
         return arrays
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

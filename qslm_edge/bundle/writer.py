@@ -7,7 +7,6 @@ equal bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from qslm_edge import __version__
 from qslm_edge.bundle.pyz import write_pyz
-from qslm_edge.bundle.reader import MANIFEST, SCHEMA, Bundle, open_bundle
+from qslm_edge.bundle.reader import MANIFEST, SCHEMA, Bundle, file_digest, open_bundle
 from qslm_edge.errors import OutputError
 from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
@@ -135,7 +134,7 @@ def finish_bundle(directory: Path, manifest: Mapping[str, Any]) -> Bundle:
     write_pyz(directory / "run.pyz")
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     entries = [
-        {"path": name, "bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)}
+        {"path": name, "bytes": (directory / name).stat().st_size, "sha256": file_digest(directory / name)}
         for name in names
     ]
     full = {
@@ -146,11 +145,3 @@ def finish_bundle(directory: Path, manifest: Mapping[str, Any]) -> Bundle:
     }
     (directory / MANIFEST).write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return open_bundle(directory)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -30,11 +30,8 @@ def command(
     task: opt.Task = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Run directory; the same one again resumes. [dim]Default: runs/PROFILE-TASK.[/dim]",
-            show_default=False,
+        opt.option(
+            "--out", "-o", help="Run directory; the same one again resumes.", default="runs/PROFILE-TASK"
         ),
     ] = None,
     target: Annotated[str, typer.Option("--target", help="Where the bundle is verified.")] = "local",

@@ -34,19 +34,14 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="Profile file to write.")] = Path("my-board.toml"),
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name",
-            help="Name of the board. [dim]Default: what the board or its processor says.[/dim]",
-            show_default=False,
-        ),
+        opt.option("--name", help="Name of the board.", default="what the board or its processor says"),
     ] = None,
     memory_budget: Annotated[
         str | None,
-        typer.Option(
+        opt.option(
             "--memory-budget",
-            help="Peak memory that a process may take, e.g. 400MB. "
-            "[dim]Default: 40 or 50 % of the memory, 70 % of a card's.[/dim]",
-            show_default=False,
+            help="Peak memory that a process may take, e.g. 400MB.",
+            default="40 or 50 % of the memory, 70 % of a card's",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that stands there.")] = False,
@@ -177,7 +172,7 @@ def _bandwidth(survey: Survey) -> str:
 
 def _match(match: dict[str, Any]) -> str:
     return "; ".join(
-        f"{key} {value if isinstance(value, str) else ', '.join(value)}" for key, value in match.items()
+        f"{key} {', '.join(value) if isinstance(value, tuple) else value}" for key, value in match.items()
     )
 
 

@@ -47,11 +47,10 @@ def command(
     ] = None,
     setting: Annotated[
         str | None,
-        typer.Option(
+        opt.option(
             "--setting",
             help="Without a search: one level for all modules, e.g. 4g64, a JSON file {module: level}, or a tuned "
             "model of a run, RUN/tuned/*.safetensors.",
-            show_default=False,
         ),
     ] = None,
     profile: opt.Profile = None,
@@ -59,12 +58,11 @@ def command(
     task: opt.Task = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        opt.option(
             "--out",
             "-o",
-            help="Directory that gets bundle/ and export.json. "
-            "[dim]Default: RUN, or runs/PROFILE-TASK-SETTING.[/dim]",
-            show_default=False,
+            help="Directory that gets bundle/ and export.json.",
+            default="RUN, or runs/PROFILE-TASK-SETTING",
         ),
     ] = None,
     embedding: opt.Embedding = None,

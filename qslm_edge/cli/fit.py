@@ -38,12 +38,11 @@ def command(
     profile: opt.Profile = None,
     task: Annotated[
         str | None,
-        typer.Option(
+        opt.option(
             "--task",
             "-t",
-            help="Whose head counts: wikitext2 or sst2. "
-            "[dim]Default: the language model where there is one.[/dim]",
-            show_default=False,
+            help="Whose head counts: wikitext2 or sst2.",
+            default="the language model where there is one",
         ),
     ] = None,
     embedding: opt.Embedding = None,

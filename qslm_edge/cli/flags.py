@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qslm_edge.errors import UsageError
+from qslm_edge.errors import OutputError, UsageError
 from qslm_edge.units import parse_bytes
 
 __all__ = [
     "check_group_size",
+    "check_output",
     "check_power",
     "check_power_source",
     "limit_from_flags",
@@ -17,6 +18,20 @@ __all__ = [
     "recipe_from_flags",
     "split_levels",
 ]
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse a place for the result before minutes are spent on it.
+
+    Raises:
+        OutputError: a directory, or in none.
+    """
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError("a directory is in the way", where=output, hint="give a file name to --output")
+    if not output.parent.is_dir():
+        raise OutputError("no such directory", where=output.parent, hint="make it first")
 
 
 def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
@@ -31,6 +46,7 @@ def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
         {} if recipe_file is None else read_recipe(recipe_file).model_dump(by_alias=True, exclude_none=True)
     )
     given = {key: value for key, value in flags.items() if value is not None}
+    check_group_size(given.get("group_size"))
     task = given.get("task", values.get("task", "wikitext2"))
     if task != values.get("task", task):
         values.pop("max_degradation", None)  # of another metric
@@ -44,7 +60,14 @@ def recipe_from_flags(recipe_file: Path | None, **flags: Any) -> Any:
             where="--profile",
             hint="e.g. --profile jetson-orin; see `qslm-edge profiles list`",
         )
-    return make_recipe(**values)
+    try:
+        return make_recipe(**values)
+    except UsageError as error:
+        key = str(error.where).removeprefix("recipe: ")
+        if key not in given:
+            raise
+        flag = f"--{key.replace('_', '-')}"
+        raise UsageError(error.what, where=flag, found=error.found, allowed=error.allowed) from None
 
 
 def _limits(given: dict[str, Any], task: str) -> dict[str, Any]:

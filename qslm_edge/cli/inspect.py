@@ -36,12 +36,11 @@ def command(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
+        opt.option(
             "--task",
             "-t",
-            help="Whose head is counted: wikitext2 or sst2. "
-            "[dim]Default: the language model where there is one.[/dim]",
-            show_default=False,
+            help="Whose head is counted: wikitext2 or sst2.",
+            default="the language model where there is one",
         ),
     ] = None,
     embedding: opt.Embedding = None,

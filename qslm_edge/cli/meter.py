@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qslm_edge.cli import console
+from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
 from qslm_edge.errors import OutputError, UsageError
 
@@ -34,27 +35,21 @@ def command(
     ] = "auto",
     supply_v: Annotated[
         float | None,
-        typer.Option(
-            "--supply-v", help="Supply voltage, for a log of current alone (PPK2).", show_default=False
-        ),
+        opt.option("--supply-v", help="Supply voltage, for a log of current alone (PPK2)."),
     ] = None,
     align: Annotated[
         str, typer.Option("--align", help="auto (marker if one was made), clock or marker.")
     ] = "auto",
     log_start: Annotated[
         str | None,
-        typer.Option(
-            "--log-start",
-            help="Wall-clock time of stamp 0, for a log that counts from its start.",
-            show_default=False,
-        ),
+        opt.option("--log-start", help="Wall-clock time of stamp 0, for a log that counts from its start."),
     ] = None,
     clock_error_s: Annotated[
         float, typer.Option("--clock-error-s", help="Seconds by which the two clocks may differ.")
     ] = 0.8,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Write the whole result as JSON to this file.", show_default=False),
+        opt.option("--output", help="Write the whole result as JSON to this file."),
     ] = None,
     as_json: Json = False,
 ) -> None:

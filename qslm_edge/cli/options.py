@@ -1,9 +1,9 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, and how a flag that may be left out is written."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,216 +49,150 @@ __all__ = [
     "TuneTokens",
     "WeightsBudget",
     "Window",
+    "option",
 ]
+
+
+def option(*names: str, help: str, default: str | None = None, **more: Any) -> Any:  # noqa: A002 - typer's own word
+    """A flag that is None when it is left out.
+
+    Args:
+        names: such as "--model", "-m".
+        help: what it says.
+        default: what then holds, shown behind the help.
+        more: of `typer.Option`.
+    """
+    shown = "" if default is None else f" [dim]Default: {default}.[/dim]"
+    return typer.Option(*names, help=f"{help}{shown}", show_default=False, **more)
+
 
 Profile = Annotated[
     str | None,
-    typer.Option(
-        "--profile",
-        "-p",
-        help="Board: a name or alias (see `profiles list`), or a TOML file.",
-        show_default=False,
-    ),
+    option("--profile", "-p", help="Board: a name or alias (see `profiles list`), or a TOML file."),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--model",
         "-m",
-        help="Checkpoint: .pth, .safetensors or model directory. [dim]Default: the embedded reference.[/dim]",
-        show_default=False,
+        help="Checkpoint: .pth, .safetensors or model directory.",
+        default="the embedded reference",
     ),
 ]
 Task = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        "-t",
-        help="wikitext2 (perplexity) or sst2 (accuracy). [dim]Default: wikitext2.[/dim]",
-        show_default=False,
-    ),
+    str | None, option("--task", "-t", help="wikitext2 (perplexity) or sst2 (accuracy).", default="wikitext2")
 ]
 Embedding = Annotated[
     str | None,
-    typer.Option(
-        "--embedding",
-        help="dense or binary: needed for a bare .pth whose vocabulary does not tell.",
-        show_default=False,
-    ),
+    option("--embedding", help="dense or binary: needed for a bare .pth whose vocabulary does not tell."),
 ]
 TokenizerFile = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--tokenizer",
-        help="tokenizer.json. [dim]Default: beside the model; GPT-NeoX-20B for a vocabulary of 50277.[/dim]",
-        show_default=False,
+        help="tokenizer.json.",
+        default="beside the model; GPT-NeoX-20B for a vocabulary of 50277",
     ),
 ]
 SearchData = Annotated[
     str | None,
-    typer.Option(
-        "--search-data",
-        help="Own data that steers the search: text, or TSV sentence<TAB>label.",
-        show_default=False,
-    ),
+    option("--search-data", help="Own data that steers the search: text, or TSV sentence<TAB>label."),
 ]
 ReportData = Annotated[
-    str | None,
-    typer.Option("--report-data", help="Own data for the verdict, in the same formats.", show_default=False),
+    str | None, option("--report-data", help="Own data for the verdict, in the same formats.")
 ]
 SearchWindows = Annotated[
     int | None,
-    typer.Option(
-        "--search-windows",
-        min=1,
-        help="Items that steer the search. [dim]Default: 48 windows, or all sentences.[/dim]",
-        show_default=False,
+    option(
+        "--search-windows", help="Items that steer the search.", default="48 windows, or all sentences", min=1
     ),
 ]
 ReportWindows = Annotated[
-    int | None,
-    typer.Option(
-        "--report-windows", min=1, help="Items for the verdict. [dim]Default: all.[/dim]", show_default=False
-    ),
+    int | None, option("--report-windows", help="Items for the verdict.", default="all", min=1)
 ]
 Window = Annotated[
-    int | None,
-    typer.Option(
-        "--window",
-        min=2,
-        help="Tokens a window. [dim]Default: the model's context length.[/dim]",
-        show_default=False,
-    ),
+    int | None, option("--window", help="Tokens a window.", default="the model's context length", min=2)
 ]
 MaxPplIncrease = Annotated[
-    float | None,
-    typer.Option(
-        "--max-ppl-increase",
-        min=0,
-        help="Perplexity increase allowed. [dim]Default: 1.0.[/dim]",
-        show_default=False,
-    ),
+    float | None, option("--max-ppl-increase", help="Perplexity increase allowed.", default="1.0", min=0)
 ]
 MaxAccuracyDrop = Annotated[
     float | None,
-    typer.Option(
-        "--max-accuracy-drop",
-        min=0,
-        help="Accuracy drop allowed, in percentage points. [dim]Default: 2.[/dim]",
-        show_default=False,
-    ),
+    option("--max-accuracy-drop", help="Accuracy drop allowed, in percentage points.", default="2", min=0),
 ]
 MemoryBudget = Annotated[
     str | None,
-    typer.Option(
-        "--memory-budget",
-        help="Limit of the process peak, e.g. 400MB. [dim]Default: the profile's.[/dim]",
-        show_default=False,
-    ),
+    option("--memory-budget", help="Limit of the process peak, e.g. 400MB.", default="the profile's"),
 ]
 WeightsBudget = Annotated[
-    str | None,
-    typer.Option("--weights-budget", help="Limit of the packed weights, e.g. 5MB.", show_default=False),
+    str | None, option("--weights-budget", help="Limit of the packed weights, e.g. 5MB.")
 ]
 MaxLatency = Annotated[
     str | None,
-    typer.Option(
-        "--max-latency",
-        help="Limit on the board of the 95th percentile of a token's latency, e.g. 20ms.",
-        show_default=False,
+    option(
+        "--max-latency", help="Limit on the board of the 95th percentile of a token's latency, e.g. 20ms."
     ),
 ]
 MinDecodeSpeed = Annotated[
-    str | None,
-    typer.Option(
-        "--min-decode-speed",
-        help="Least decoding speed on the board in tokens/s, e.g. 50.",
-        show_default=False,
-    ),
+    str | None, option("--min-decode-speed", help="Least decoding speed on the board in tokens/s, e.g. 50.")
 ]
 MaxEnergy = Annotated[
     str | None,
-    typer.Option(
-        "--max-energy",
-        help="Limit on the board of the energy of a token, idle part included, e.g. 5mJ.",
-        show_default=False,
-    ),
+    option("--max-energy", help="Limit on the board of the energy of a token, idle part included, e.g. 5mJ."),
 ]
 Levels = Annotated[
     str | None,
-    typer.Option(
-        "--levels",
-        help="Precision levels, e.g. 8,4 or 16,8g64,4g32,4g128. [dim]Default: all of the profile.[/dim]",
-        show_default=False,
+    option(
+        "--levels", help="Precision levels, e.g. 8,4 or 16,8g64,4g32,4g128.", default="all of the profile"
     ),
 ]
 Group = Annotated[
-    int | None,
-    typer.Option(
-        "--group-size", help="Group size of levels given as bare widths: 32, 64 or 128.", show_default=False
-    ),
+    int | None, option("--group-size", help="Group size of levels given as bare widths: 32, 64 or 128.")
 ]
 QuantiserName = Annotated[
     str | None,
-    typer.Option(
-        "--quantiser",
-        help="rtn, hqq or gptq. [dim]Default: gptq where there is calibration data, else rtn.[/dim]",
-        show_default=False,
-    ),
+    option("--quantiser", help="rtn, hqq or gptq.", default="gptq where there is calibration data, else rtn"),
 ]
 CalibrationData = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--calibration-data",
-        help="Training data of the model for gptq, in the formats of --search-data, or `embedded`. "
-        "[dim]Default: embedded, for the embedded model.[/dim]",
-        show_default=False,
+        help="Training data of the model for gptq, in the formats of --search-data, or `embedded`.",
+        default="embedded, for the embedded model",
     ),
 ]
 CalibrationTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--calibration-tokens",
-        min=1,
-        help="Tokens to calibrate on. [dim]Default: 32768.[/dim]",
-        show_default=False,
-    ),
+    int | None, option("--calibration-tokens", help="Tokens to calibrate on.", default="32768", min=1)
 ]
 Mu = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--mu",
+        help="Select by Eq. 1 of QSLM with this priority of memory.",
+        default="the smallest feasible setting",
         min=0,
-        help="Select by Eq. 1 of QSLM with this priority of memory. "
-        "[dim]Default: the smallest feasible setting.[/dim]",
-        show_default=False,
     ),
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--method",
-        help="budgeted, pareto (a front for any budget), tiered (the paper's), or qslm (its simulation; search only). "
-        "[dim]Default: budgeted.[/dim]",
-        show_default=False,
+        help="budgeted, pareto (a front for any budget), tiered (the paper's), or qslm (its simulation; search only).",
+        default="budgeted",
     ),
 ]
 RecipeFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe", help="Run a saved recipe.toml again; other flags override it.", show_default=False
-    ),
+    Path | None, option("--recipe", help="Run a saved recipe.toml again; other flags override it.")
 ]
 Power = Annotated[
     str, typer.Option("--power", help="Power measurement: smoke (25 s), release (5 min) or off.")
 ]
 PowerSource = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--power-source",
-        help="Read power by this interface and no other; csv for an external meter. "
-        "[dim]Default: the profile's.[/dim]",
-        show_default=False,
+        help="Read power by this interface and no other; csv for an external meter.",
+        default="the profile's",
     ),
 ]
 PowerMarker = Annotated[
@@ -267,11 +201,7 @@ PowerMarker = Annotated[
 ]
 Provider = Annotated[
     str | None,
-    typer.Option(
-        "--provider",
-        help="Execution provider. [dim]Default: the profile's first choice that is here.[/dim]",
-        show_default=False,
-    ),
+    option("--provider", help="Execution provider.", default="the profile's first choice that is here"),
 ]
 Root = Annotated[
     Path,
@@ -282,89 +212,61 @@ Root = Annotated[
 """For tests: see docs/measurement.md, "A simulated board"."""
 Threads = Annotated[
     int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        help="Threads for decoding. [dim]Default: run-settings.json of the bundle, else 1.[/dim]",
-        show_default=False,
+    option(
+        "--threads", help="Threads for decoding.", default="run-settings.json of the bundle, else 1", min=1
     ),
 ]
 Engine = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--engine",
-        help="What runs the bundle: onnxruntime, or an engine of the runner's own. "
-        "[dim]Default: run-settings.json, else onnxruntime.[/dim]",
-        show_default=False,
+        help="What runs the bundle: onnxruntime, or an engine of the runner's own.",
+        default="run-settings.json, else onnxruntime",
     ),
 ]
 Spinning = Annotated[
     bool | None,
-    typer.Option(
-        "--spinning/--no-spinning",
-        help="Let waiting threads spin. [dim]Default: run-settings.json, else not.[/dim]",
-        show_default=False,
+    option(
+        "--spinning/--no-spinning", help="Let waiting threads spin.", default="run-settings.json, else not"
     ),
 ]
 AllowFallback = Annotated[
     bool, typer.Option("--allow-fallback", help="Accept that the provider leaves nodes to the CPU.")
 ]
-
-
 CutHidden = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--cut-hidden",
-        help="Largest share of each layer's hidden units that the search may cut out, e.g. 0.5. "
-        "[dim]Default: none.[/dim]",
-        show_default=False,
+        help="Largest share of each layer's hidden units that the search may cut out, e.g. 0.5.",
+        default="none",
     ),
 ]
 Tune = Annotated[
     bool | None,
-    typer.Option(
+    option(
         "--tune",
         help="Tune the weights of each setting on training data "
         "(a minute each on a GPU, half an hour or more on a CPU).",
-        show_default=False,
     ),
 ]
 TuneTokens = Annotated[
     int | None,
-    typer.Option(
-        "--tune-tokens",
-        min=1,
-        help="Training tokens of each tuning. [dim]Default: 3000000; 9000000 on a GPU.[/dim]",
-        show_default=False,
+    option(
+        "--tune-tokens", help="Training tokens of each tuning.", default="3000000; 9000000 on a GPU", min=1
     ),
 ]
 TuneRounds = Annotated[
     int | None,
-    typer.Option(
-        "--tune-rounds",
-        min=1,
-        max=20,
-        help="Settings that are tuned, at the most. [dim]Default: 3.[/dim]",
-        show_default=False,
-    ),
+    option("--tune-rounds", help="Settings that are tuned, at the most.", default="3", min=1, max=20),
 ]
-TuneRate = Annotated[
-    float | None,
-    typer.Option(
-        "--tune-rate", help="Learning rate of tuning. [dim]Default: 0.0015.[/dim]", show_default=False
-    ),
-]
+TuneRate = Annotated[float | None, option("--tune-rate", help="Learning rate of tuning.", default="0.0015")]
 TuneStart = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--tune-start",
+        help="Go on from a tuned model, RUN/tuned/*.safetensors, of this or another setting.",
+        default="from the float model",
         metavar="FILE",
-        help="Go on from a tuned model, RUN/tuned/*.safetensors, of this or another setting. "
-        "[dim]Default: from the float model.[/dim]",
-        show_default=False,
     ),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, help="Seed of tuning. [dim]Default: 0.[/dim]", show_default=False),
-]
+Seed = Annotated[int | None, option("--seed", help="Seed of tuning.", default="0", min=0)]

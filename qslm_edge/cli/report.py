@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qslm_edge.cli import console
+from qslm_edge.cli import console, flags
+from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
-from qslm_edge.errors import EXIT_FAIL, EXIT_PASS, OutputError, RunError, UsageError
+from qslm_edge.errors import EXIT_FAIL, EXIT_PASS, RunError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ def command(
     format_: Annotated[str, typer.Option("--format", "-f", help="text, markdown, html or json.")] = "text",
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Write to this file. [dim]Default: stdout.[/dim]", show_default=False),
+        opt.option("--output", help="Write to this file.", default="stdout"),
     ] = None,
     recompute: Annotated[
         bool,
@@ -59,7 +60,7 @@ def command(
     if format_ not in FORMATS:
         raise UsageError("unknown format", where="--format", found=format_, allowed=", ".join(FORMATS))
     format_ = "json" if as_json else format_
-    _check_output(output)
+    flags.check_output(output)
     report = read_report(run)
     try:
         if output is not None:
@@ -113,15 +114,6 @@ def _renderers() -> dict[str, Callable[[dict[str, Any]], str]]:
 
 def _json(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.is_dir():
-        raise OutputError("a directory is in the way", where=output, hint="give a file name to --output")
-    if not output.parent.is_dir():
-        raise OutputError("no such directory", where=output.parent, hint="make it first")
 
 
 def _write(output: Path, text: str) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
@@ -37,12 +35,11 @@ def command(
     task: opt.Task = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        opt.option(
             "--out",
             "-o",
-            help="Run directory; the same one again resumes. "
-            "[dim]Default: runs/PROFILE-TASK, with -qslm behind it for that method.[/dim]",
-            show_default=False,
+            help="Run directory; the same one again resumes.",
+            default="runs/PROFILE-TASK, with -qslm behind it for that method",
         ),
     ] = None,
     embedding: opt.Embedding = None,
@@ -76,10 +73,9 @@ def command(
     recipe: opt.RecipeFile = None,
     from_front: Annotated[
         Path | None,
-        typer.Option(
+        opt.option(
             "--from-front",
             help="Answer --weights-budget or a limit from the front of this run directory, at once.",
-            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
@@ -189,7 +185,7 @@ def _show(found: dict[str, Any], place: Path) -> None:
     cost = found["cost"]
     console.print_line(
         f"{len(found['trials'])} trials, {cost['evaluations']} evaluations of {cost['tokens']:,} tokens in "
-        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']} of {cost['replayed_tokens']:,} "
+        f"{cost['seconds']:.1f} s; {cost['replayed_from_journal']:,} results of {cost['replayed_tokens']:,} "
         "tokens taken from the journal"
     )
     after = f"Export it: qslm-edge export {place}" if found["deployable"] else f"Written to {place}"

@@ -11,7 +11,6 @@ import typer
 from qslm_edge.cli import console, flags
 from qslm_edge.cli import options as opt
 from qslm_edge.cli.console import Json
-from qslm_edge.errors import OutputError
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -40,7 +39,7 @@ def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Write the whole result as JSON to this file.", show_default=False),
+        opt.option("--output", help="Write the whole result as JSON to this file."),
     ] = None,
     provider: opt.Provider = None,
     engine: opt.Engine = None,
@@ -57,40 +56,26 @@ def command(
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(
-            "--steps",
-            min=1,
-            help="Decode steps to time. [dim]Default: at least 512, and 4 s.[/dim]",
-            show_default=False,
-        ),
+        opt.option("--steps", help="Decode steps to time.", default="at least 512, and 4 s", min=1),
     ] = None,
     power: opt.Power = "smoke",
     power_source: opt.PowerSource = None,
     power_marker: opt.PowerMarker = False,
     memory_budget: Annotated[
         str | None,
-        typer.Option(
-            "--memory-budget",
-            help="Limit of the process peak, e.g. 400MB. [dim]Default: the bundle's.[/dim]",
-            show_default=False,
-        ),
+        opt.option("--memory-budget", help="Limit of the process peak, e.g. 400MB.", default="the bundle's"),
     ] = None,
     max_ppl_increase: Annotated[
         float | None,
-        typer.Option(
-            "--max-ppl-increase",
-            min=0,
-            help="Perplexity increase allowed. [dim]Default: the bundle's.[/dim]",
-            show_default=False,
-        ),
+        opt.option("--max-ppl-increase", help="Perplexity increase allowed.", default="the bundle's", min=0),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
-        typer.Option(
+        opt.option(
             "--max-accuracy-drop",
+            help="Accuracy drop allowed, in percentage points.",
+            default="the bundle's",
             min=0,
-            help="Accuracy drop allowed, in percentage points. [dim]Default: the bundle's.[/dim]",
-            show_default=False,
         ),
     ] = None,
     max_latency: opt.MaxLatency = None,
@@ -109,7 +94,7 @@ def command(
 
     flags.check_power(power)
     flags.check_power_source(power, power_source, power_marker)
-    _check_output(output)
+    flags.check_output(output)
     task = open_bundle(bundle, check=False).manifest["task"]
     options = VerifyOptions(
         provider=provider,
@@ -141,16 +126,6 @@ def command(
     else:
         _show(result, str(task["metric"]))
     raise typer.Exit(int(result["exit_code"]))
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse a place for the result before minutes are spent on it."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise OutputError("a directory is in the way", where=output, hint="give a file name to --output")
-    if not output.parent.is_dir():
-        raise OutputError("no such directory", where=output.parent, hint="make it first")
 
 
 def _show(result: dict[str, Any], metric: str) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from qslm_edge.errors import EnvironmentFault, RuntimeFault
-from qslm_edge.profiles import sections
 from qslm_edge.profiles.draft_widths import draft_widths
 from qslm_edge.profiles.kernels import CPU_PROVIDER, CUDA_PROVIDER
 from qslm_edge.profiles.survey import Survey
+from qslm_edge.profiles.values import PowerSource, Provider
 from qslm_edge.runner.observe import Observed
 from qslm_edge.runner.probe import ProviderProbe
 from qslm_edge.runner.runtime import RUNTIME_PACKAGES
@@ -31,7 +31,7 @@ FEATURES = {
 }
 """Flags that decide kernels; the others say nothing about speed here."""
 LARGE_MIB = 15_000
-_PROVIDERS = get_args(sections.Provider)
+_PROVIDERS = get_args(Provider)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def draft_profile(survey: Survey, *, name: str | None = None, budget_bytes: int 
         "runtime": _runtime(survey, running),
         "widths": widths,
         "power": _power(survey),
-        "match": _match(survey, flags, memory["kind"] == "vram"),
+        "match": _match(survey, flags, memory),
     }
     data |= _evidence(survey, data, memory_sources)
     return Draft(data, (*left_out, *_not_running(survey)))
@@ -231,7 +231,7 @@ def _not_running(survey: Survey) -> list[str]:
 
 def _power(survey: Survey) -> dict[str, Any]:
     power = survey.power
-    if power.source is None or power.source not in get_args(sections.PowerSource):
+    if power.source is None or power.source not in get_args(PowerSource):
         return {"source": "none", "note": _line(power.reason or "no source that a profile can name")}
     rails = [_line(re.sub(r" \([^)]*\)$", "", rail)) for rail in power.rails]
     return {
@@ -241,15 +241,23 @@ def _power(survey: Survey) -> dict[str, Any]:
     }
 
 
-def _match(survey: Survey, flags: list[str], card: bool) -> dict[str, Any]:
+def _match(survey: Survey, flags: list[str], memory: dict[str, Any]) -> dict[str, Any]:
     model = survey.machine.device_tree_model
     if model is not None:
-        return {"device_tree_model": [_line(model)]}
-    if card and survey.gpu is not None:
+        return {"device_tree_model": [_line(model)], **_sizes(survey, memory)}
+    if memory["kind"] == "vram" and survey.gpu is not None:
         return {"gpu_name": [_line(survey.gpu.name)]}
     processor = survey.machine.cpu_model
     named = {"cpu_model": [_line(processor)]} if processor is not None else {}
     return {**named, "arch": survey.machine.arch, "features": flags}
+
+
+def _sizes(survey: Survey, memory: dict[str, Any]) -> dict[str, int]:
+    """Sizes of one board often share its name, each twice the one before: half way to both neighbours."""
+    total_mib = (survey.machine.total_memory_bytes or 0) // MIB
+    if total_mib != memory["visible_mib"]:  # a card's own, or less by a control group
+        return {}
+    return {"min_memory_mib": total_mib * 3 // 4, "max_memory_mib": total_mib * 3 // 2}
 
 
 def _evidence(survey: Survey, data: dict[str, Any], memory_sources: dict[str, str]) -> dict[str, Any]:

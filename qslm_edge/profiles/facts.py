@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
-from qslm_edge.profiles.sections import problem
+from qslm_edge.profiles.values import problem
 
 if TYPE_CHECKING:
     from qslm_edge.profiles.profile import Profile

@@ -5,8 +5,8 @@ model or dequantises the whole matrix on every call (25 to 100 times slower, wit
 below 1.31 is not known to read 2 bits rightly. The CPU releases were found by running the published wheels,
 ARM and AVX2 under instruction-set emulation; so they say which path runs and with what error, never how
 fast. Of CUDA's, 2 bits was read out of the wheels and the others are unconfirmed.
-``accuracy_level`` 4 means activations rounded to int8; at 0 they stay float, which only 4 bits has a kernel
-for.
+``accuracy_level`` 4 means activations rounded to int8; at 0 they stay float, for which CPUs have a kernel at 4 bits
+only. CUDA ignores the level and never rounds: naming 0 there makes the search compute what the GPU does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Kernel:
 
 CPU_CLASSES: dict[str, dict[int, Kernel]] = {
     "arm64-nodotprod": {
-        4: Kernel("1.21.1", (0,), _ALL_BLOCKS),  # level 4 is accepted and ignored: naming 0 is the truth
+        4: Kernel("1.21.1", (0,), _ALL_BLOCKS),  # level 4 is accepted and ignored, as on CUDA
     },
     "arm64-dotprod": {
         8: Kernel("1.23.2", (4,), _ALL_BLOCKS),  # 1.22.1 loads the model, then fails at run
@@ -63,11 +63,10 @@ CPU_CLASSES: dict[str, dict[int, Kernel]] = {
     },
 }
 
-# The CUDA kernels ignore the level. It is still written, because the CPU that rehearses the graph reads it.
 _CUDA: dict[int, Kernel] = {
-    8: Kernel("1.22.0", (4,), _ALL_BLOCKS),
-    4: Kernel("1.18.0", (0, 4), _ALL_BLOCKS),
-    2: Kernel("1.31.0", (4,), _FAST_BLOCKS),
+    8: Kernel("1.22.0", (0,), _ALL_BLOCKS),
+    4: Kernel("1.18.0", (0,), _ALL_BLOCKS),
+    2: Kernel("1.31.0", (0,), _FAST_BLOCKS),
 }
 
 

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 from qslm_edge import device_profiles
 from qslm_edge.errors import ProfileError
 from qslm_edge.profiles.profile import Profile
-from qslm_edge.profiles.sections import PRINTABLE
+from qslm_edge.profiles.values import PRINTABLE
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -18,7 +18,8 @@ from qslm_edge.errors import UsageError
 from qslm_edge.profiles import sections
 from qslm_edge.profiles.facts import Fact, Grade, check_paths, fact_values, longest_path, worst
 from qslm_edge.profiles.kernels import CUDA_PROVIDER, FLOAT_MINIMUM, kernels, version_key
-from qslm_edge.profiles.sections import Section, Text, Texts, Width, problem
+from qslm_edge.profiles.sections import Section, Width
+from qslm_edge.profiles.values import Family, Text, Texts, as_tuple, problem
 
 __all__ = ["PACKED_BITS", "Profile"]
 
@@ -33,7 +34,7 @@ class Profile(Section):
     name: Text = Field(description="name for people")
     aliases: Texts = Field(default=(), description="other names that users type")
     description: Text = Field(description="one line")
-    family: sections.Family = Field(
+    family: Family = Field(
         default="other",
         description="'jetson', 'raspberry-pi', 'arm-board', 'x86', 'nvidia-gpu', 'apple' or 'other'",
     )
@@ -44,14 +45,14 @@ class Profile(Section):
     cpu: sections.Cpu = Field(description="the section [cpu]")
     accelerator: sections.Accelerator | None = Field(default=None, description="the section [accelerator]")
     runtime: sections.Runtime = Field(description="the section [runtime]")
-    widths: Annotated[tuple[Width, ...], BeforeValidator(sections.as_tuple)] = Field(
+    widths: Annotated[tuple[Width, ...], BeforeValidator(as_tuple)] = Field(
         min_length=1, max_length=32, description="one [[widths]] a width and provider"
     )
     power: sections.Power = Field(description="the section [power]")
-    power_modes: Annotated[tuple[sections.PowerMode, ...], BeforeValidator(sections.as_tuple)] = Field(
+    power_modes: Annotated[tuple[sections.PowerMode, ...], BeforeValidator(as_tuple)] = Field(
         default=(), max_length=64, description="one [[power_modes]] a mode"
     )
-    idle_w: Annotated[tuple[sections.IdlePower, ...], BeforeValidator(sections.as_tuple)] = Field(
+    idle_w: Annotated[tuple[sections.IdlePower, ...], BeforeValidator(as_tuple)] = Field(
         default=(), max_length=16, description="one [[idle_w]] a condition"
     )
     match: sections.Match = Field(default=sections.Match(), description="the section [match]")
@@ -67,6 +68,7 @@ class Profile(Section):
     def _check(self) -> Profile:
         self._check_accelerator()
         self._check_widths()
+        self._check_match()
         names = [mode.name for mode in self.power_modes]
         if len(set(names)) != len(names):
             raise problem(
@@ -84,6 +86,23 @@ class Profile(Section):
             raise problem(
                 key, "CUDA without a CUDA accelerator", found=CUDA_PROVIDER, allowed="accelerator.kind 'cuda'"
             )
+
+    def _check_match(self) -> None:
+        least, most = self.match.min_memory_mib, self.match.max_memory_mib
+        key = "match.max_memory_mib" if least is None else "match.min_memory_mib"
+        if (least, most) != (None, None) and self.memory.kind == "vram":
+            raise problem(
+                key,
+                "memory of a card is not asked",
+                found=least or most,
+                allowed="memory.kind other than 'vram'",
+            )
+        if least is not None and least > self.memory.visible_mib:
+            allowed = f"at most memory.visible_mib, {self.memory.visible_mib}"
+            raise problem(key, "leaves out the board itself", found=least, allowed=allowed)
+        if most is not None and most < self.memory.visible_mib:
+            allowed = f"at least memory.visible_mib, {self.memory.visible_mib}"
+            raise problem("match.max_memory_mib", "leaves out the board itself", found=most, allowed=allowed)
 
     def _check_widths(self) -> None:
         seen: set[tuple[str, int]] = set()

@@ -7,10 +7,22 @@ The help texts end up in error lines, so they are written to follow "allowed: ".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+
+from qslm_edge.profiles.kernels import CUDA_PROVIDER
+from qslm_edge.profiles.values import (
+    PowerSource,
+    Provider,
+    Python,
+    Text,
+    Texts,
+    Version,
+    as_tuple,
+    distinct,
+    problem,
+)
 
 __all__ = [
     "Accelerator",
@@ -26,50 +38,11 @@ __all__ = [
     "Section",
     "Stock",
     "Width",
-    "as_tuple",
-    "problem",
 ]
 
-
-def problem(key: str, what: str, *, found: object = None, allowed: object = None) -> PydanticCustomError:
-    """Build the error of a check that spans keys; ``loading.py`` turns it into the user's one line."""
-    return PydanticCustomError(
-        "profile", "{what}", {"key": key, "what": what, "found": found, "allowed": allowed}
-    )
+MIB = 2**20
 
 
-def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) != len(value):
-        raise problem("", "an entry stands twice", found=list(value), allowed="each entry once")
-    return value
-
-
-PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
-Text = Annotated[str, Field(min_length=1, max_length=400, pattern=PRINTABLE)]
-Texts = Annotated[
-    tuple[Text, ...], BeforeValidator(as_tuple), AfterValidator(_distinct), Field(max_length=64)
-]
-Version = Annotated[str, Field(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}$")]
-Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
-Family = Literal["jetson", "raspberry-pi", "arm-board", "x86", "nvidia-gpu", "apple", "other"]
-Python = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
-PowerSource = Literal[
-    "ina3221",
-    "ina3221x",
-    "ina238",
-    "tegrastats",
-    "nvml",
-    "rapl",
-    "rpi-pmic",
-    "hwmon",
-    "battery",
-    "powermetrics",
-    "none",
-]
 RUNNER_PYTHON = (3, 10)
 """Oldest Python that the runner of a bundle works with: what is older cannot verify a bundle."""
 
@@ -97,6 +70,14 @@ class Memory(Section):
         description="theoretical peak in GB/s (10^9 bytes) by condition, 0 to 20000, 'default' first; "
         "empty: read it from the machine",
     )
+
+    @property
+    def visible_bytes(self) -> int:
+        return self.visible_mib * MIB
+
+    @property
+    def budget_bytes(self) -> int:
+        return self.budget_mib * MIB
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
@@ -214,7 +195,7 @@ class Runtime(Section):
     stock: Stock | None = Field(
         default=None, description="the section [runtime.stock]: what the board brings along instead"
     )
-    providers: Annotated[tuple[Provider, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)] = Field(
+    providers: Annotated[tuple[Provider, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
         min_length=1, description="what this runtime really runs, in order of preference"
     )
     opset: Literal[21] = Field(default=21, description="21: every release from 1.18 on loads it")
@@ -252,9 +233,10 @@ class Width(Section):
     bits: Literal[32, 16, 8, 4, 2] = Field(description="32, 16, 8, 4 or 2 bits a weight")
     provider: Provider = Field(description="the execution provider that runs it")
     accuracy_level: Literal[0, 4] | None = Field(
-        default=None, description="0 or 4, for 8, 4 and 2 bits only; 8 and 2 bits run well at 4 alone"
+        default=None,
+        description="0 on CUDA; on a CPU 0 or 4 at 4 bits, 4 at 8 and 2 bits; absent at 32 and 16 bits",
     )
-    block_sizes: Annotated[tuple[int, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)] = Field(
+    block_sizes: Annotated[tuple[int, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
         default=(),
         description="weights that share a scale: powers of two from 16 on, for 8, 4 and 2 bits only",
     )
@@ -281,7 +263,7 @@ class Width(Section):
                 )
             return self
         if self.accuracy_level is None:
-            allowed = "0 or 4" if self.bits == 4 else "4"
+            allowed = "0" if self.provider == CUDA_PROVIDER else "0 or 4" if self.bits == 4 else "4"
             raise problem("accuracy_level", f"missing at {self.bits} bits", allowed=allowed)
         wrong = [size for size in self.block_sizes if size < 16 or size & (size - 1)]
         if wrong or not self.block_sizes:
@@ -375,9 +357,26 @@ class Match(Section):
     features: Texts = Field(
         default=(), description="flags that must all stand in /proc/cpuinfo, together with arch"
     )
+    min_memory_mib: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**24,
+        description="least memory that the system shows, in MiB (2^20 bytes); tells sizes of one board apart",
+    )
+    max_memory_mib: int | None = Field(
+        default=None, ge=1, le=2**24, description="most memory that the system shows, in MiB (2^20 bytes)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Match:
         if (self.arch is None) != (not self.features):
             raise problem("arch", "arch and features go together", allowed="both or neither")
+        limits = (self.min_memory_mib, self.max_memory_mib)
+        if limits != (None, None) and not (
+            self.device_tree_model or self.gpu_name or self.cpu_model or self.arch
+        ):
+            key = "max_memory_mib" if self.min_memory_mib is None else "min_memory_mib"
+            raise problem(
+                key, "memory alone knows no board", allowed="a name beside it, e.g. device_tree_model"
+            )
         return self

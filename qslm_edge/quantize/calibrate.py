@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qslm_edge.batches import batches
 from qslm_edge.errors import DataError
-from qslm_edge.items import Items, batches
+from qslm_edge.items import Items
 from qslm_edge.quantize.base import InputStatistics
 from qslm_edge.spikegpt.hierarchy import Hierarchy
 from qslm_edge.spikegpt.model import SpikeGPT

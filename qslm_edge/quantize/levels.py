@@ -71,8 +71,12 @@ FLOAT32, FLOAT16, SIGN = Level(32), Level(16), Level(1)
 _PATTERN = re.compile(r"(32|16|8|4|2|1)(?:g(32|64|128)(m?)(f?))?(?:@([1-9][0-9]{0,5}))?")
 
 
-def parse_level(text: str) -> Level:
+def parse_level(text: str, where: str | None = None) -> Level:
     """Level from its text form.
+
+    Args:
+        text: such as 4g64.
+        where: it stands, for the message.
 
     Raises:
         UsageError: for anything that `str(level)` cannot give.
@@ -88,6 +92,7 @@ def parse_level(text: str) -> Level:
     ):
         raise UsageError(
             "not a precision level",
+            where=where,
             found=repr(text),
             allowed="32, 16, <8|4|2>g<32|64|128>, e.g. 4g64, mid-rise 2g64m, or simulated q16 to q2; with cut "
             "hidden units e.g. 4g64@768",

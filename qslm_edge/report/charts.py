@@ -18,6 +18,7 @@ __all__ = ["sensitivity_chart", "trials_chart"]
 _WIDTH, _HEIGHT = 720, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 40, 48
 _CELL_HEIGHT = 26
+_LEAST_CELL_WIDTH = 62.0  # of "+0.00043" and "2g128mf"
 _WIDE = 1.8
 """A larger ratio of the largest to the smallest setting gets a logarithmic axis."""
 _MOST_TICKS = 9
@@ -201,7 +202,7 @@ def sensitivity_chart(report: dict[str, Any]) -> str:
         return ""
     blocks, levels = list(dict.fromkeys(cell["block"] for cell in cells)), list(search["levels"])
     left = max(90.0, 8.0 * max(len(clean(name)) for name in blocks) + 16)
-    width = min(130.0, (_WIDTH - left - 4) / max(len(levels), 1))
+    width = min(130.0, max(_LEAST_CELL_WIDTH, (_WIDTH - left - 4) / max(len(levels), 1)))
     most = max(cell["degradation"] for cell in cells)
     parts = [_label(left + width * (i + 0.5), 18, level, "small strong") for i, level in enumerate(levels)]
     for row, name in enumerate(blocks):

@@ -15,10 +15,11 @@ from qslm_edge import __version__
 from qslm_edge.errors import RunError
 from qslm_edge.report.summary import summary_rows
 from qslm_edge.runner.text import json_ready
+from qslm_edge.steps.documents import read_document
 
 if TYPE_CHECKING:  # a report is read and shown where torch is not installed
     from qslm_edge.bundle.reader import Bundle
-    from qslm_edge.steps.prepare import Plan
+    from qslm_edge.steps.plan import Plan
 
 __all__ = ["SCHEMA", "build_report", "read_report", "write_report"]
 
@@ -95,14 +96,7 @@ def read_report(path: Path) -> dict[str, Any]:
         RunError: there is none, or it is not a report of this schema.
     """
     file = path / "report.json" if path.is_dir() else path
-    try:
-        report = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         hint = "give the run directory of a finished deployment, or a report.json"
-        raise RunError("no report here", where=file, hint=hint) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError("the report cannot be read", where=file, found=error) from None
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        found = report.get("schema") if isinstance(report, dict) else type(report).__name__
-        raise RunError("not a report of this version", where=file, found=found, allowed=SCHEMA)
-    return report
+        raise RunError("no report here", where=file, hint=hint)
+    return read_document(file, "report", SCHEMA)

@@ -9,7 +9,6 @@ listed, so that equal never claims more than was compared.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from qslm_edge.runner.split import split_statistics, stored_scores
 from qslm_edge.runner.text import json_ready
 from qslm_edge.runner.verify import SCHEMA as VERIFY_SCHEMA
 from qslm_edge.runner.verify import all_flags
+from qslm_edge.steps.documents import read_document
 
 __all__ = ["NOT_RECOMPUTED", "Difference", "Recomputation", "read_result", "recompute"]
 
@@ -92,19 +92,10 @@ def read_result(path: Path) -> Json:
         RunError: there is none, or it is of no schema that this version knows.
     """
     file = path / "report.json" if path.is_dir() else path
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         hint = "give a run directory, a report.json, or the JSON of a verification"
-        raise RunError("no result here", where=file, hint=hint) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError("the result cannot be read", where=file, found=error) from None
-    schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
-    if schema not in (REPORT_SCHEMA, VERIFY_SCHEMA):
-        allowed = f"{REPORT_SCHEMA}, {VERIFY_SCHEMA}"
-        raise RunError("not a result of this version", where=file, found=schema, allowed=allowed)
-    result: Json = found
-    return result
+        raise RunError("no result here", where=file, hint=hint)
+    return read_document(file, "result", REPORT_SCHEMA, VERIFY_SCHEMA)
 
 
 def recompute(document: Json, where: object = None) -> Recomputation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from qslm_edge import __version__
 from qslm_edge.bundle.reader import open_bundle
-from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, QslmError
+from qslm_edge.errors import EXIT_INTERRUPTED, EnvironmentFault, OutputError, QslmError, UsageError
 from qslm_edge.runner.doctor import examine
 from qslm_edge.runner.findings import finding_lines
 from qslm_edge.runner.limits import Limits, parse_joules, parse_seconds, parse_speed
@@ -36,8 +37,16 @@ from qslm_edge.runner.verify import VerifyOptions, verify_bundle
 __all__ = ["main"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and names no command that only the runner itself starts."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r", '?_[a-z]+'?", "", message)
+        self.exit(UsageError.exit_code, f"error: {message}. See `{self.prog} --help`\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run.pyz",
         description="Verify a qslm-edge bundle on this machine, with numpy and onnxruntime alone.",
         epilog="Exit codes: 0 pass, 1 fail, 2 bad bundle or usage, 3 inconclusive, 4 environment, "

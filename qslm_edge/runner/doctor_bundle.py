@@ -12,7 +12,8 @@ from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import QslmError
 from qslm_edge.runner.child import run_child
 from qslm_edge.runner.findings import Finding
-from qslm_edge.runner.machine import Machine, matches
+from qslm_edge.runner.machine import Machine
+from qslm_edge.runner.matching import matches
 from qslm_edge.runner.memory import available_bytes
 from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.power import PowerSource, open_source
@@ -135,7 +136,8 @@ def _widths(bundle: Bundle, probe: ProviderProbe | None) -> list[Finding]:
             findings.append(Finding("bundle", name, "ok", detail))
         elif outcome.status == "slow":
             detail = f"{outcome.float_ratio or 0.0:.0f} times the time of float32: dequantised on every call"
-            step = "update onnxruntime, or export without this form"
+            stands_in = probe.provider != _planned(bundle)[0]
+            step = _REHEARSAL[False] if stands_in else "update onnxruntime, or export without this form"
             findings.append(Finding("bundle", name, "warning", detail, step))
         else:
             step = "export for a profile of this machine: qslm-edge profiles detect"

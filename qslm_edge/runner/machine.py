@@ -1,9 +1,4 @@
-"""What this host is, and whether it is the board that a profile describes.
-
-Everything is read from the host itself: /proc/cpuinfo, the device tree, os-release, the affinity mask, NVML.
-A profile is recognised by what it says of its board, never by what it hopes for: a profile that names
-nothing to look for matches no host, and a run on another host is called a rehearsal.
-"""
+"""What this host is, read from the host itself: /proc/cpuinfo, the device tree, os-release, the affinity mask, NVML."""
 
 from __future__ import annotations
 
@@ -21,10 +16,10 @@ from qslm_edge.runner.observe import Observed, is_live, read_text, run_command
 from qslm_edge.runner.power.base import Unavailable
 from qslm_edge.runner.power.nvml import ask_nvml, gpu_handles, start_nvml
 
-__all__ = ["MATCH_KEYS", "Machine", "identify", "matches"]
+__all__ = ["ARCHES", "Machine", "identify"]
 
-MATCH_KEYS = ("device_tree_model", "gpu_name", "cpu_model", "arch", "features")
 ARCHES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+"""Spellings of other systems, and Linux's."""
 
 # /proc/cpuinfo of ARM names cores by number only: (implementer, part), as in the kernel's cputype.h.
 ARM_CORES = {
@@ -260,64 +255,3 @@ def identify(root: Path = Path("/"), nvml: Any | None = None) -> Machine:
             if item.value is None
         },
     )
-
-
-def _texts(value: object) -> list[str] | None:
-    if isinstance(value, str):
-        return [value] if value else None
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and item for item in value):
-        return list(value)
-    return None
-
-
-def _holds(key: str, wanted: list[str], machine: Machine) -> tuple[bool, str]:
-    """Whether one condition holds, and the condition in words."""
-    if key == "arch":
-        arches = [ARCHES.get(text.lower(), text.lower()) for text in wanted]
-        return machine.arch in arches, f"arch {' or '.join(arches)}"
-    if key == "features":
-        missing = [text for text in wanted if text not in machine.features]
-        return not missing, f"features {' '.join(missing or wanted)}"
-    names = {
-        "device_tree_model": (machine.device_tree_model or "",),
-        "gpu_name": machine.gpu_names,
-        "cpu_model": (machine.cpu_model or "",),
-    }
-    hit = any(_stands_in(text, name) for text in wanted for name in names[key])
-    return hit, f"{key} containing {' or '.join(repr(text) for text in wanted)}"
-
-
-def _stands_in(words: str, name: str) -> bool:
-    """Whether whole words stand in a name, capitals aside: an L4 is no L40S, a Raspberry Pi 5 no 500."""
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", name, re.IGNORECASE) is not None
-
-
-def matches(match: Mapping[str, object], machine: Machine) -> tuple[bool, str]:
-    """Decide whether a host is the board of a profile.
-
-    Args:
-        match: conditions of the profile, all of which must hold: `device_tree_model`, `gpu_name` and
-            `cpu_model` (lists of texts, one of which must stand in the name as whole words, capitals aside),
-            `arch` (text), `features` (list, all of which every core must have). None and empty values are not
-            conditions. Without a condition, or with one that this version does not know or cannot read, no
-            host matches.
-        machine: the host, from `identify`.
-
-    Returns:
-        The decision, and its reason: what holds, or "this host is X, not a board with Y".
-    """
-    given = {key: value for key, value in match.items() if value not in (None, "", [], ())}
-    if not given:
-        return False, f"this host is {machine.label}; the profile says nothing by which to know its board"
-    met: list[str] = []
-    unmet: list[str] = []
-    for key, value in given.items():
-        wanted = _texts(value)
-        if key not in MATCH_KEYS or wanted is None:
-            unmet.append(f"{key} {value!r}, which this version cannot check")
-            continue
-        holds, words = _holds(key, wanted, machine)
-        (met if holds else unmet).append(words)
-    if unmet:
-        return False, f"this host is {machine.label}, not a board with {' and '.join(unmet)}"
-    return True, f"this host is {machine.label}, with {' and '.join(met)}"

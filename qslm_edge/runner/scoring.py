@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qslm_edge.batches import Batch, batches
 from qslm_edge.bundle.reader import Bundle
-from qslm_edge.items import Batch, Items, batches
+from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
 from qslm_edge.runner.sessions.base import Session
 

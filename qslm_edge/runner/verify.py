@@ -24,7 +24,8 @@ from qslm_edge.runner.decode_energy import no_energy
 from qslm_edge.runner.gate import exit_code, overall
 from qslm_edge.runner.judge import checks_of
 from qslm_edge.runner.limits import Limits, limits_in_force
-from qslm_edge.runner.machine import identify, matches
+from qslm_edge.runner.machine import identify
+from qslm_edge.runner.matching import matches
 from qslm_edge.runner.memory_need import check_memory
 from qslm_edge.runner.observe import is_live
 from qslm_edge.runner.placement import Tuner, choose_provider, place_bundle

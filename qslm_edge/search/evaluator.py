@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qslm_edge.allocator import keep_freed_memory, lasting
-from qslm_edge.items import Batch, Items, batches
+from qslm_edge.batches import Batch, batches
+from qslm_edge.items import Items
 from qslm_edge.metrics import Kind, Scores
 from qslm_edge.quantize.levels import FLOAT32, Setting
 from qslm_edge.quantize.weights import QuantisedWeights, WeightStore

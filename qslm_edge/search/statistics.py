@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qslm_edge.items import Batch, Items, batches
+from qslm_edge.batches import Batch, batches
+from qslm_edge.items import Items
 from qslm_edge.metrics import Kind
 from qslm_edge.quantize.levels import FLOAT32, Setting
 from qslm_edge.quantize.weights import QuantisedWeights, WeightStore

@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_TOKENS",
     "EMBEDDED",
     "Choice",
+    "check_training_data",
     "choose_quantiser",
     "load_statistics",
     "minimum_tokens",
@@ -140,7 +141,7 @@ def minimum_tokens(hierarchy: Hierarchy) -> int:
 
 def _without_data(recipe: Recipe, name: str, why: str) -> Choice:
     for key in ("calibration_data", "calibration_tokens"):
-        if getattr(recipe, key) is not None:
+        if getattr(recipe, key) is not None and not (recipe.tune and key == "calibration_data"):
             raise UsageError(
                 f"{name} uses no calibration data",
                 where=f"--{key.replace('_', '-')}",
@@ -181,15 +182,13 @@ def _items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int) -> Ite
     return items if enough >= items.n_items else items.subset(range(enough))
 
 
-def training_items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int) -> Items:
-    """All items of the train split, for tuning.
+def check_training_data(recipe: Recipe, task: Task) -> None:
+    """Refuse to tune without data, before any work.
 
     Raises:
         UsageError: a model of one's own without training data, or data that the search or the verdict use.
-        DataError: data that cannot be read.
     """
-    given = recipe.calibration_data
-    if recipe.model is not None and given is None:
+    if recipe.model is not None and recipe.calibration_data is None:
         raise UsageError(
             "no training data to tune on",
             where="--calibration-data",
@@ -198,6 +197,17 @@ def training_items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int
             f"`--calibration-data {EMBEDDED}` takes the embedded {task.title} training text",
         )
     _refuse_shared(recipe)
+
+
+def training_items(recipe: Recipe, task: Task, tokenizer: Tokenizer, window: int) -> Items:
+    """All items of the train split, for tuning.
+
+    Raises:
+        UsageError: as `check_training_data`.
+        DataError: data that cannot be read.
+    """
+    check_training_data(recipe, task)
+    given = recipe.calibration_data
     path = None if given in (None, EMBEDDED) else Path(str(given))
     return task.items("train", tokenizer, window, None, path)
 

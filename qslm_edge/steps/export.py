@@ -32,7 +32,7 @@ from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.reference import FloatReference, float_reference
 from qslm_edge.spikegpt.model import SpikeGPT
 from qslm_edge.steps.find import analyse
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.stored import TunedModel
 
 __all__ = ["ExportResult", "describe_export", "export_bundle"]
@@ -41,7 +41,7 @@ SCHEMA = "qslm-edge/export/1"
 BASE_RUNTIME = "1.18.1"
 """Oldest onnxruntime that loads opset 21, IR 10 and 4-bit MatMulNBits."""
 GOLDEN_BYTES, GOLDEN_STREAMS = 2**20, 2
-GOLDEN_TOLERANCE = {"float": 0.02, "int8": 0.15}
+GOLDEN_TOLERANCE = {"float": 0.02, "float16": 0.15, "int8": 0.15}
 """Mean KL in nats: rounding flips single spikes and moves distributions; a wrong kernel moves whole nats."""
 EXPECTED_TOLERANCE = {"language_model": 0.002, "classification": 0.2}
 """Relative perplexity, or points of accuracy, besides three paired standard errors."""
@@ -213,8 +213,7 @@ def _manifest(
 ) -> dict[str, Any]:
     model = {key: value for key, value in analyse(plan).items() if key != "blocks"}
     task, profile = plan.task, plan.profile
-    int8 = any(level.is_packed and level.accuracy_level for _, level in setting.levels)
-    arithmetic = "int8" if int8 else "float"
+    arithmetic = _arithmetic(setting, profile.provider)
     weights = weight_bytes(plan.hierarchy, setting)
     minima = [profile.width(level.bits).min_onnxruntime for _, level in setting.levels if level.is_packed]
     minimum = max([BASE_RUNTIME, *minima], key=lambda text: tuple(int(part) for part in text.split(".")))
@@ -258,6 +257,13 @@ def _manifest(
         "golden": {"file": "golden.npz", "tolerance": GOLDEN_TOLERANCE[arithmetic]},
         "items": items,
     }
+
+
+def _arithmetic(setting: Setting, provider: str) -> str:
+    """What a provider computes activations with."""
+    if any(level.is_packed and level.accuracy_level for _, level in setting.levels):
+        return "int8"
+    return "float16" if provider == CUDA_PROVIDER else "float"
 
 
 _PRIVATE = {"model", "tokenizer", "search_data", "report_data", "calibration_data", "profile"}

@@ -17,7 +17,7 @@ from qslm_edge.search.journal import Journal
 from qslm_edge.search.run import SearchResult, run_search
 from qslm_edge.search.trial import Judge
 from qslm_edge.steps.front import FILE, describe_front
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.judge import TunedJudge
 from qslm_edge.tuning.stored import TunedModel
 

@@ -21,7 +21,7 @@ from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Hierarchy, build_hierarchy
 from qslm_edge.spikegpt.checkpoint import read_config
 from qslm_edge.spikegpt.config import N_STATE, SpikeGPTConfig
-from qslm_edge.steps.prepare import GROUP_SIZE, MIB, allowed_level, default_levels, listed_levels
+from qslm_edge.steps.levels import GROUP_SIZE, allowed_level, default_levels, listed_levels
 from qslm_edge.tasks import get_task
 
 __all__ = ["fit_model"]
@@ -81,7 +81,7 @@ def fit_model(
     needs = [
         _need(hierarchy, config, level, refused) for level, refused in _levels(profile, levels, group_size)
     ]
-    budget = budget_bytes or profile.memory.budget_mib * MIB
+    budget = budget_bytes or profile.memory.budget_bytes
     rows = [_row(need, profile, budget) for need in needs]
     verdict = _verdict(row["verdict"] for row in rows)
     state = 4 * N_STATE * config.n_layer * config.n_embd
@@ -99,7 +99,7 @@ def fit_model(
             "id": profile.id,
             "name": profile.name,
             "memory_kind": profile.memory.kind,
-            "visible_bytes": profile.memory.visible_mib * MIB,
+            "visible_bytes": profile.memory.visible_bytes,
             "budget_bytes": budget,
             "budget_source": "profile" if budget_bytes is None else "--memory-budget",
             "provider": profile.provider,
@@ -210,7 +210,7 @@ def _remedies(
         if need.level not in shown and need.memory.peak_bytes <= budget
     ]
     least = min(every, key=lambda need: need.memory.peak_bytes)
-    visible = profile.memory.visible_mib * MIB
+    visible = profile.memory.visible_bytes
     if budget < least.memory.peak_bytes <= visible:
         lines.append(
             f"a budget of {_mb(least.memory.peak_bytes)} (--memory-budget) at {least.level}; "
@@ -232,7 +232,7 @@ def _boards(hierarchy: Hierarchy, config: SpikeGPTConfig, profile: Profile) -> l
     for other in list_profiles():
         if other.id == profile.id or other.memory.kind == "vram":
             continue
-        budget = other.memory.budget_mib * MIB
+        budget = other.memory.budget_bytes
         levels = [level for width in other.usable_widths() for level in _of_width(width)]
         best = min(
             (_need(hierarchy, config, level, None) for level in levels), key=lambda n: n.memory.peak_bytes

@@ -6,7 +6,6 @@ exported with the answer to another question.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import Journal, fingerprint
 from qslm_edge.search.run import SearchResult
 from qslm_edge.search.trial import Judge
+from qslm_edge.steps.documents import read_document
 from qslm_edge.steps.find import analyse
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.judge import TunedJudge, tuned_path
 from qslm_edge.tuning.stored import TunedModel, load_tuned
 
@@ -180,13 +180,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _read(path: Path, schema: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError("cannot be read", where=path, found=error, hint="search again") from None
-    if not isinstance(data, dict) or data.get("schema") != schema:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise RunError("not of this version", where=path, found=found, allowed=schema, hint="search again")
+    data = read_document(path, "result", schema, hint="search again")
     if not isinstance(data.get("recipe"), dict):
         raise RunError("key is missing or of the wrong type", where=path, found="recipe", hint="search again")
     return data

@@ -5,7 +5,6 @@ The file names the recipe and everything its scores depend on, so that a front i
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,8 @@ from qslm_edge.recipe import Recipe
 from qslm_edge.runner.text import json_ready
 from qslm_edge.search.front import FrontPoint, choose
 from qslm_edge.search.run import SearchResult
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.documents import read_document
+from qslm_edge.steps.plan import Plan
 
 __all__ = ["FILE", "SCHEMA", "SavedFront", "check_front", "describe_front", "read_front"]
 
@@ -98,13 +98,7 @@ def read_front(run: Path) -> SavedFront:
         raise RunError(
             "no front here", where=run, hint=f"make one: `qslm-edge search --method pareto --out {run}`"
         )
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError("cannot be read", where=path, found=error, hint="search again") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise RunError("not of this version", where=path, found=found, allowed=SCHEMA, hint="search again")
+    data = read_document(path, "front", SCHEMA, hint="search again")
     if data.get("tool_version") != __version__:
         raise RunError(
             "the front was made by another version",

@@ -19,7 +19,7 @@ from qslm_edge.search.reference import model_digest
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPTConfig, build_hierarchy, load_checkpoint
 from qslm_edge.spikegpt.config import N_STATE
-from qslm_edge.steps.prepare import MIB, default_levels, listed_levels
+from qslm_edge.steps.levels import default_levels, listed_levels
 from qslm_edge.tasks import get_task
 
 __all__ = ["PLAIN_LEVELS", "inspect_model"]
@@ -114,7 +114,7 @@ def _board(profile: Profile) -> dict[str, Any]:
         "id": profile.id,
         "name": profile.name,
         "provider": profile.provider,
-        "budget_bytes": None if vram else profile.memory.budget_mib * MIB,
+        "budget_bytes": None if vram else profile.memory.budget_bytes,
         "reason": "the budget is of GPU memory, the prediction of a process" if vram else None,
         "refused_widths": [{"bits": bits, "reason": why} for bits, why in profile.refused_widths()],
     }
@@ -125,7 +125,7 @@ def _level(hierarchy: Hierarchy, level: Level, setting: Setting, profile: Profil
     peak = predict_peak_rss_bytes(hierarchy, setting)
     fits = None
     if profile is not None and profile.memory.kind != "vram":
-        fits = peak <= profile.memory.budget_mib * MIB
+        fits = peak <= profile.memory.budget_bytes
     return {
         "level": str(level),
         "weight_bytes": total,

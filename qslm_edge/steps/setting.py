@@ -17,7 +17,8 @@ from qslm_edge.errors import UsageError
 from qslm_edge.quantize.levels import SIGN, Level, Setting, parse_level
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import Module
-from qslm_edge.steps.prepare import Plan, allowed_level, listed_levels
+from qslm_edge.steps.levels import allowed_level, listed_levels
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.stored import TunedModel, load_tuned
 
 __all__ = ["given_setting", "given_tuned", "setting_from_levels"]

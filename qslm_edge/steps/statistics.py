@@ -10,7 +10,7 @@ from qslm_edge.progress import Progress
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.statistics import STATISTICS_ITEMS, measure_statistics
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.tuning.stored import TunedModel
 
 __all__ = ["setting_statistics"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qslm_edge.items import Batch
+from qslm_edge.batches import Batch
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.spikegpt.model import FloatWeights, Weights
 from qslm_edge.tuning.student import features

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from qslm_edge import __version__
+from qslm_edge.batches import CHUNK_ITEMS, Batch, batches
 from qslm_edge.errors import EnvironmentFault, GateError
-from qslm_edge.items import CHUNK_ITEMS, Batch, Items, batches
+from qslm_edge.items import Items
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.packed import PackedMatrix
 from qslm_edge.quantize.weights import WeightStore

@@ -97,7 +97,7 @@ def test_the_archive_holds_the_runner_and_what_it_imports(lm_bundle: Bundle) -> 
     outside = {name for name in names if not name.startswith("qslm_edge/runner/")}
     assert outside == {
         "__main__.py",
-        *(f"qslm_edge/{name}.py" for name in ("__init__", "errors", "items", "metrics")),
+        *(f"qslm_edge/{name}.py" for name in ("__init__", "batches", "errors", "items", "metrics")),
         *(f"qslm_edge/bundle/{name}.py" for name in ("__init__", "reader", "tensors")),
     }
     # whatever one of them imports of the package is in it

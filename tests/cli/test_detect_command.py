@@ -70,7 +70,8 @@ def test_a_board_is_written_and_shown(
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0] == "my-pi: My Pi"
     assert "memory 8060 MiB, budget 1907 MiB" in lines
-    assert "known again by device_tree_model Raspberry Pi 5 Model B Rev 1.0" in lines
+    known = "device_tree_model Raspberry Pi 5 Model B Rev 1.0; min_memory_mib 6045; max_memory_mib 12090"
+    assert f"known again by {known}" in lines
     assert "2 CPUExecutionProvider 4 32, 64, 128 activations rounded to int8" in lines
     assert lines[-1] == "written: my-board.toml; next: qslm-edge deploy --profile ./my-board.toml"
     assert run("profiles", "validate", "my-board.toml").stdout == "ok my-board.toml (my-pi)\n"

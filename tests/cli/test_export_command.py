@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 from qslm_edge.bundle.reader import open_bundle
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from tests.helpers.directory import write_sentences
 
 Invoke = Callable[..., Result]

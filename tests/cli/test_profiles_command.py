@@ -37,7 +37,7 @@ def test_list_has_a_row_a_board() -> None:
     assert head == ["board", "budget", "bits", "power", "open", "also"]
     rows = [line for line in lines if line and line[0] in device_profiles.names()]
     assert sorted(row[0] for row in rows) == device_profiles.names()
-    assert rows[3] == ["jetson-orin-nano", "2861", "MiB", "32", "16", "8", "4", "ina3221", "3", "jetson-orin"]
+    assert rows[3] == ["jetson-orin-nano", "2861", "MiB", "32", "16", "8", "4", "ina3221", "4", "jetson-orin"]
     assert lines[7] == []  # a blank line between families
     assert lines[8][0] == "raspberry-pi-4"
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from qslm_edge.exporters import ExportJob
+from qslm_edge.exporters import ExportJob, onnx_embedding, onnx_matrix, onnx_spikegpt
 from qslm_edge.exporters import parity as parity_module
+from qslm_edge.exporters.onnx_graph import Graph
 from qslm_edge.exporters.onnx_spikegpt import SpikeGPTGraph
 from qslm_edge.exporters.parity import MODULE_TOLERANCE, PIECE_TOLERANCE, Parity, check_parity
 from qslm_edge.quantize.packed import PackedMatrix
-from qslm_edge.spikegpt import SpikeGPT
+from qslm_edge.spikegpt import SpikeGPT, SpikeGPTConfig
 from tests.helpers.tiny import (
     N_LAYER,
     export_tapped,
@@ -112,16 +113,16 @@ def test_parity_is_json_with_its_tolerances(model: SpikeGPT, tmp_path: Path) -> 
 def test_a_wrong_zero_point_is_found_in_its_module(
     level: str, module: str, model: SpikeGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = SpikeGPTGraph._matmul_nbits
+    right = onnx_matrix.multiply
 
-    def wrong(self: SpikeGPTGraph, packed: PackedMatrix, x: str, output: str) -> None:
+    def wrong(g: Graph, packed: PackedMatrix, x: str, output: str) -> None:
         if packed.module.name == module and packed.zeros is not None:
             zeros = packed.zeros.copy()
             zeros[0, 0] ^= 2  # one row, one group
             packed = dataclasses.replace(packed, zeros=zeros)
-        right(self, packed, x, output)
+        right(g, packed, x, output)
 
-    monkeypatch.setattr(SpikeGPTGraph, "_matmul_nbits", wrong)
+    monkeypatch.setattr(onnx_spikegpt, "multiply", wrong)
     parity = parity_of(make_job(model, level), tmp_path)
     assert parity.fault is not None
     assert parity.fault.startswith(f"{module}: difference ")
@@ -139,17 +140,12 @@ def test_a_wrong_embedding_is_found(
     array = getattr(right, part).copy()
     array[int(TOKENS[0, 0])] = array[int(TOKENS[0, 0])][::-1].copy() if part == "data" else array[0, 0] + 1
     bad = dataclasses.replace(right, **{part: array})
-    export, packed = SpikeGPTGraph._embedding, job.store.packed
+    export = onnx_embedding.embed
 
-    def wrong(self: SpikeGPTGraph, tokens: str) -> str:
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                self.store, "packed", lambda name, level: bad if name == "emb" else packed(name, level)
-            )
-            return export(self, tokens)
+    def wrong(g: Graph, packed: PackedMatrix, config: SpikeGPTConfig, tokens: str) -> str:
+        return export(g, bad, config, tokens)
 
-    job.store.dense("emb", job.setting["emb"])  # what torch uses is made from the right one
-    monkeypatch.setattr(SpikeGPTGraph, "_embedding", wrong)
+    monkeypatch.setattr(onnx_spikegpt, "embed", wrong)
     parity = parity_of(job, tmp_path)
     assert parity.fault is not None
     assert parity.fault.startswith("blocks.0.ln0: difference ")

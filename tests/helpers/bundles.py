@@ -21,13 +21,25 @@ from qslm_edge.recipe import Recipe, make_recipe
 from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import load_checkpoint
 from qslm_edge.steps.export import export_bundle
-from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.steps.plan import Plan
+from qslm_edge.steps.prepare import prepare
 from qslm_edge.tasks.tokenizer import load_tokenizer
 from tests.helpers.directory import make_text, write_model, write_sentences
 
-__all__ = ["Edit", "cache", "edit_manifest", "fit_head", "make_bundle", "make_plan", "resign", "tiny_recipe"]
+__all__ = [
+    "Edit",
+    "MakePlan",
+    "cache",
+    "edit_manifest",
+    "fit_head",
+    "make_bundle",
+    "make_plan",
+    "resign",
+    "tiny_recipe",
+]
 
 Edit = Callable[[dict[str, Any]], object]
+MakePlan = Callable[..., Plan]
 
 
 def tiny_recipe(folder: Path, task: str = "wikitext2", **choices: Any) -> Recipe:

@@ -22,6 +22,20 @@ from qslm_edge.spikegpt.hierarchy import Head
 from qslm_edge.spikegpt.model import Observe
 
 N_LAYER, CHANNELS, HIDDEN, VOCABULARY = 3, 64, 256, 211
+MIXED = {
+    "emb": "2g32f",
+    "blocks.0.att.key": "32",
+    "blocks.0.att.value": "8g32",
+    "blocks.0.ffn.key": "2g32",
+    "blocks.0.ffn.value": "4g128",
+    "blocks.1.att.output": "16",
+    "blocks.1.ffn.value": "8g128f",
+    "blocks.2.ffn.key": "4g64f",
+    "blocks.2.ffn.receptance": "2g64",
+    "blocks.2.ffn.value": "2g128m",
+    "head": "8g64",
+}
+"""Levels that differ from matrix to matrix, of every kind."""
 
 
 def make_model(

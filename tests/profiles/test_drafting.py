@@ -75,6 +75,7 @@ def test_a_board_that_runs_everything() -> None:
     assert {width.min_onnxruntime for width in profile.widths} == {"1.31.1"}  # the one that was tried
     assert (profile.power.source, profile.power.total) == ("rapl", ("package-0",))
     assert profile.match.device_tree_model == ("Raspberry Pi 5 Model B Rev 1.0",)
+    assert (profile.match.min_memory_mib, profile.match.max_memory_mib) == (6045, 12090)  # no 4 or 16 GB
     assert found.draft.left_out == ()
 
 
@@ -85,6 +86,8 @@ def test_every_fact_is_measured_or_chosen_and_says_how() -> None:
     assert {path for path, grade in grades.items() if grade == "chosen"} == {
         *chosen,
         "match.device_tree_model",
+        "match.min_memory_mib",
+        "match.max_memory_mib",
     }
     assert set(grades.values()) == {"measured", "chosen"}
     for fact in profile.facts():

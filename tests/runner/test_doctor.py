@@ -244,6 +244,30 @@ def test_an_old_runtime_is_1(stage: Stage, lm_bundle: Bundle, copy_bundle: CopyB
 
 
 @pytest.mark.parametrize(
+    ("planned", "step"),
+    [
+        ([CPU], "update onnxruntime, or export without this form"),
+        ([CUDA, CPU], "verify gives a rehearsal here; for the verdict of the board run it there"),
+    ],
+)
+def test_a_form_that_is_slow_here_is_the_boards_matter_only_where_its_provider_runs(
+    planned: list[str], step: str, stage: Stage, lm_bundle: Bundle, copy_bundle: CopyBundle
+) -> None:
+    copy = copy_bundle(lm_bundle)
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["runtime"]["providers"] = planned
+        manifest["setting"]["head"] = "8g64f"
+
+    edit_manifest(copy, edit)
+    slow = with_form(working(), Form(8, 0, 64), lambda o: replace(o, status="slow", float_ratio=19.0))
+    stage.probes[CPU] = slow
+    found = finding(examine(copy), "8 bits, block 64, accuracy level 0")
+    assert (found.status, found.next_step) == ("warning", step)
+    assert found.detail == "19 times the time of float32: dequantised on every call"
+
+
+@pytest.mark.parametrize(
     ("match", "status", "code"), [({}, "warning", 0), ({"arch": "host-arch"}, "problem", 1)]
 )
 def test_a_promised_provider_that_is_not_there(

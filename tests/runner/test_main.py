@@ -129,7 +129,10 @@ def test_wrong_usage_is_2(words: list[str], verified: Any, capsys: Captured) -> 
         program.main(words)
     assert caught.value.code == 2
     assert verified.asked == []
-    assert "Traceback" not in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert "_score" not in line.replace("run.pyz _score", "")
 
 
 def test_version_and_help(capsys: Captured) -> None:

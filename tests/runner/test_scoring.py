@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qslm_edge.batches import Batch
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.exporters import ExportJob
-from qslm_edge.items import Batch, Items
+from qslm_edge.items import Items
 from qslm_edge.metrics import paired, quality
 from qslm_edge.quantize.levels import Setting
 from qslm_edge.quantize.weights import WeightStore

@@ -93,6 +93,26 @@ def _make_sentences(n: int = 20, vocab: int = 13, classes: int = 2) -> Items:
     return Items("sst2", "search", tokens, offsets, labels=rng.integers(0, classes, n).astype(np.int8))
 
 
+@pytest.fixture(scope="module")
+def lm_store() -> WeightStore:
+    return _make_store(2)
+
+
+@pytest.fixture(scope="module")
+def class_store() -> WeightStore:
+    return _make_store(1, head="classifier")
+
+
+@pytest.fixture(scope="module")
+def windows() -> Items:
+    return _make_windows(48, 6)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Items:
+    return _make_sentences(400)
+
+
 class Landscape(Evaluator):
     """An evaluator that draws losses: each module costs what its level costs, plus noise of the setting.
 

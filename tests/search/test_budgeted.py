@@ -39,26 +39,6 @@ def levels_of(text: str) -> tuple[Level, ...]:
     return check_levels(parse_level(word) for word in text.split())
 
 
-@pytest.fixture(scope="module")
-def lm_store(make_store: MakeStore) -> WeightStore:
-    return make_store(2)
-
-
-@pytest.fixture(scope="module")
-def class_store(make_store: MakeStore) -> WeightStore:
-    return make_store(1, head="classifier")
-
-
-@pytest.fixture(scope="module")
-def windows(make_windows: MakeItems) -> Items:
-    return make_windows(48, 6)
-
-
-@pytest.fixture(scope="module")
-def sentences(make_sentences: MakeItems) -> Items:
-    return make_sentences(400)
-
-
 Search = Callable[..., SearchResult]
 
 

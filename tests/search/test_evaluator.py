@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qslm_edge.items import Items, batches
+from qslm_edge.batches import batches
+from qslm_edge.items import Items
 from qslm_edge.metrics import Scores
 from qslm_edge.quantize.levels import FLOAT32, Setting, parse_level
 from qslm_edge.quantize.weights import QuantisedWeights, WeightStore

@@ -1,107 +1,35 @@
-"""Whole searches: on drawn landscapes by the hundred, and on a tiny model; resumed, early, infeasible."""
+"""Whole searches over drawn landscapes: what is chosen, what is infeasible, and what is told."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qslm_edge.errors import InfeasibleError, RunError
+from qslm_edge.errors import InfeasibleError
 from qslm_edge.items import Items
 from qslm_edge.metrics import paired, quality
 from qslm_edge.quantize.accounting import predict_peak_rss_bytes, weight_bytes
-from qslm_edge.quantize.levels import Level, Setting, parse_level
+from qslm_edge.quantize.levels import Setting, parse_level
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.search.constraints import Constraints
-from qslm_edge.search.evaluator import Evaluator
 from qslm_edge.search.journal import Journal
 from qslm_edge.search.run import SearchOptions, SearchResult, run_search
 from qslm_edge.search.score import eq1_score, most_complete
-from qslm_edge.search.space import LevelMap, check_levels
-from qslm_edge.spikegpt import SpikeGPT
+from qslm_edge.search.space import LevelMap
+from tests.helpers.searches import PARTS, SHARED, MakeEvaluator, levels_of, search
 
 MakeStore = Callable[..., WeightStore]
-MakeItems = Callable[..., Items]
-MakeEvaluator = Callable[..., Evaluator]
-SHARED = [HealthCheck.function_scoped_fixture]
-PARTS = {"model": "m", "items": "i"}
-
-
-def levels_of(text: str) -> tuple[Level, ...]:
-    return check_levels(parse_level(word) for word in text.split())
-
-
-def search(
-    evaluator: Evaluator,
-    limit: float,
-    levels: str = "8g64 4g64 2g64",
-    path: Path | None = None,
-    parts: dict[str, str] | None = None,
-    *,
-    mu: float | None = None,
-    early: bool = True,
-    weights: int | None = None,
-    memory: int | None = None,
-) -> SearchResult:
-    journal = Journal(path, evaluator.kind, parts or PARTS)
-    options = SearchOptions(levels_of(levels), mu, early)
-    # the digest names the landscape, so that no float scores are shared
-    digest = f"{getattr(evaluator, 'seed', 'real')}"
-    return run_search(evaluator, digest, Constraints(limit, weights, memory), options, journal)
-
-
-def answer(result: SearchResult) -> dict[str, Any]:
-    """What a resumed search must give again: everything but costs and times."""
-    kept = {f.name for f in fields(SearchResult)} - {
-        "cost",
-        "seconds",
-        "replayed",
-        "replayed_tokens",
-        "reference",
-        "chosen_scores",
-    }
-    found = {name: getattr(result, name) for name in kept}
-    for name in ("index", "loss", "count", "correct"):
-        found[f"chosen {name}"] = getattr(result.chosen_scores, name).tolist()
-        found[f"float {name}"] = getattr(result.reference.scores, name).tolist()
-    return found
-
-
-@pytest.fixture(scope="module")
-def lm_store(make_store: MakeStore) -> WeightStore:
-    return make_store(2)
-
-
-@pytest.fixture(scope="module")
-def class_store(make_store: MakeStore) -> WeightStore:
-    return make_store(1, head="classifier")
-
-
-@pytest.fixture(scope="module")
-def windows(make_windows: MakeItems) -> Items:
-    return make_windows(48, 6)
-
-
-@pytest.fixture(scope="module")
-def sentences(make_sentences: MakeItems) -> Items:
-    return make_sentences(400)
 
 
 def uniform_bytes(store: WeightStore, text: str) -> int:
     space = LevelMap(store.model.config)
     return weight_bytes(store.hierarchy, space.setting(store.hierarchy, parse_level(text)))
-
-
-# Landscapes.
 
 
 def check_result(evaluator: Any, result: SearchResult, limit: float, budget: int | None) -> None:
@@ -204,9 +132,6 @@ def test_a_zero_budget_of_performance_keeps_the_float_levels(
     result = search(landscape(lm_store, windows), 0.0, "32 8g64")
     assert result.chosen.setting.describe() == "32"
     assert result.chosen.comparison.degradation == 0
-
-
-# Nothing fits.
 
 
 def test_a_budget_below_the_smallest_setting_is_refused_before_any_evaluation(
@@ -316,105 +241,6 @@ def test_a_final_evaluation_may_overrule_an_early_one(
     assert [t.feasible for t in finals] == [False, True]
 
 
-# Resuming.
-
-
-def test_resume_after_a_kill_at_every_record_gives_the_identical_result(
-    landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, tmp_path: Path
-) -> None:
-    path = tmp_path / "journal.jsonl"
-    whole = search(landscape(lm_store, windows, seed=3), 0.5, path=path)
-    assert whole.replayed == 0
-    content = path.read_bytes()
-    assert "final" in {trial.tier for trial in whole.trials}
-    assert any(not trial.complete for trial in whole.trials)
-    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
-    for end in (0, *ends):
-        path.write_bytes(content[:end])
-        evaluator = landscape(lm_store, windows, seed=3)
-        resumed = search(evaluator, 0.5, path=path)
-        assert answer(resumed) == answer(whole)
-        assert path.read_bytes() == content
-        n_kept = max(sum(other <= end for other in ends) - 1, 0)
-        assert evaluator.cost.evaluations == len(ends) - 1 - n_kept
-    assert resumed.replayed > 20
-
-
-@pytest.fixture(scope="module")
-def finished(
-    landscape: MakeEvaluator,
-    lm_store: WeightStore,
-    class_store: WeightStore,
-    windows: Items,
-    sentences: Items,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> list[tuple[Callable[[Path], SearchResult], dict[str, Any], bytes]]:
-    """Searches that can be run again, with the answers and the journals of their first run."""
-    folder = tmp_path_factory.mktemp("finished")
-    found: list[tuple[Callable[[Path], SearchResult], dict[str, Any], bytes]] = []
-    for number, (store, items, limit, mu) in enumerate(
-        [(lm_store, windows, 0.5, None), (lm_store, windows, 1.0, 2.5), (class_store, sentences, 3.0, 1.0)]
-    ):
-
-        def again(
-            path: Path, store: Any = store, items: Any = items, limit: Any = limit, mu: Any = mu
-        ) -> SearchResult:
-            return search(landscape(store, items, seed=8), limit, path=path, mu=mu)
-
-        path = folder / str(number)
-        found.append((again, answer(again(path)), path.read_bytes()))
-    return found
-
-
-@settings(max_examples=18, suppress_health_check=SHARED)
-@given(number=st.integers(0, 2), cuts=st.lists(st.floats(0, 1), min_size=1, max_size=2))
-def test_resume_after_a_kill_anywhere_gives_the_identical_result(
-    finished: list[tuple[Callable[[Path], SearchResult], dict[str, Any], bytes]],
-    tmp_path: Path,
-    number: int,
-    cuts: list[float],
-) -> None:
-    again, whole, content = finished[number]
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(content)
-    for cut in cuts:  # killed more than once
-        path.write_bytes(content[: int(cut * len(content))])
-        assert answer(again(path)) == whole
-        assert path.read_bytes() == content
-
-
-@settings(max_examples=15, suppress_health_check=SHARED)
-@given(first=st.sampled_from([0.1, 0.5, 2.0]), second=st.sampled_from([0.1, 0.5, 2.0]), early=st.booleans())
-def test_the_journal_of_another_limit_helps_and_changes_nothing(
-    landscape: MakeEvaluator,
-    lm_store: WeightStore,
-    windows: Items,
-    tmp_path: Path,
-    first: float,
-    second: float,
-    early: bool,
-) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.unlink(missing_ok=True)
-    search(landscape(lm_store, windows, seed=5), first, path=path, early=early)
-    helped, alone = (landscape(lm_store, windows, seed=5) for _ in range(2))
-    assert answer(search(helped, second, path=path)) == answer(search(alone, second))
-    assert helped.cost.evaluations < alone.cost.evaluations
-
-
-def test_a_foreign_journal_is_refused_before_any_work(
-    landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, tmp_path: Path
-) -> None:
-    search(landscape(lm_store, windows), 1.0, path=tmp_path / "j")
-    evaluator = landscape(lm_store, windows)
-    with pytest.raises(RunError, match="different items, model"):
-        search(evaluator, 1.0, path=tmp_path / "j", parts={"model": "other", "items": "others"})
-    assert evaluator.cost.evaluations == 0
-
-
-# What is told.
-
-
 def test_progress_has_stages_whose_work_is_told(
     landscape: MakeEvaluator, lm_store: WeightStore, windows: Items
 ) -> None:
@@ -460,79 +286,3 @@ def test_the_result_as_json(landscape: MakeEvaluator, lm_store: WeightStore, win
         assert (data["eq1_score"] is None) == (mu is None)
         assert data["cost"]["replayed_from_journal"] == 0
         assert ("reconstruction" in data["selection"]) == (mu is not None)
-
-
-# A real model.
-
-
-@pytest.fixture
-def real(golden_model: SpikeGPT, golden_store: WeightStore, make_windows: MakeItems) -> MakeEvaluator:
-    items = make_windows(24, 6, 211)
-    tokens = torch.from_numpy(items.tokens.reshape(24, 6).astype(np.int64))
-    # predict what the float model predicts: then every change of the weights costs
-    items = replace(items, targets=golden_model(tokens).argmax(-1).numpy().reshape(-1))
-
-    def make(**options: Any) -> Evaluator:
-        return Evaluator(golden_store, items, batch_items=8, **options)
-
-    return make
-
-
-REAL = "8g64 4g64 2g64"
-
-
-@pytest.fixture
-def real_limit(real: MakeEvaluator) -> float:
-    """A limit between what 8 and what 2 bits cost."""
-    evaluator = real()
-    reference = evaluator.evaluate(evaluator.float_setting())
-    space = LevelMap(evaluator.store.model.config)
-    uppers = [
-        paired(reference, evaluator.evaluate(space.setting(evaluator.hierarchy, parse_level(text)))).upper
-        for text in ("8g64", "2g64")
-    ]
-    assert uppers[0] < uppers[1]
-    return (uppers[0] + uppers[1]) / 2
-
-
-def test_a_tiny_model_early_full_with_and_without_reuse(real: MakeEvaluator, real_limit: float) -> None:
-    results = [
-        search(real(reuse=reuse), real_limit, REAL, early=early)
-        for reuse, early in ((True, True), (False, True), (True, False))
-    ]
-    assert answer(results[1]) == answer(results[0])
-    assert results[0].cost.block_tokens < 0.8 * results[1].cost.block_tokens
-    assert not results[0].reference.cached
-    assert results[0].cost.tokens == results[1].cost.tokens + 24 * 6  # the second found the float scores
-    assert results[2].chosen.setting == results[0].chosen.setting
-    assert results[2].chosen.comparison == results[0].chosen.comparison
-    assert results[2].cost.tokens >= results[0].cost.tokens
-    assert {t.tier for t in results[0].trials} == {"global", "block", "module", "final"}
-
-
-def test_a_tiny_model_resumed(real: MakeEvaluator, real_limit: float, tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    whole = search(real(), real_limit, REAL, path=path)
-    content = path.read_bytes()
-    for share in (0.0, 0.45, 0.97):
-        path.write_bytes(content[: int(share * len(content))])
-        resumed = search(real(), real_limit, REAL, path=path)
-        assert answer(resumed) == answer(whole)
-        assert path.read_bytes() == content
-
-
-def test_a_tiny_model_in_the_papers_scheme(real: MakeEvaluator, real_limit: float) -> None:
-    evaluator = real()
-    result = search(evaluator, real_limit, "q8 q6 q4", mu=1.0)
-    matrices = sum(m.n_params for m in evaluator.hierarchy.modules)
-    first = result.trials[0]
-    assert str(first.setting["head"]) == "q8"
-    assert first.weight_bytes == matrices + 4 * (evaluator.hierarchy.n_params - matrices)
-    assert result.chosen.feasible
-
-
-def test_trials_of_one_path_lose_bytes_step_by_step(real: MakeEvaluator, real_limit: float) -> None:
-    result = search(real(), real_limit, REAL)
-    accepted = [t for t in result.trials if t.performance_ok and t.tier != "final"]
-    assert all(a.weight_bytes > b.weight_bytes for a, b in pairwise(accepted))
-    assert replace(result.chosen, tier="x").setting == accepted[-1].setting

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-Tensors = dict[str, Tensor]
+from tests.helpers.checkpoints import Tensors
+
 MakeTensors = Callable[..., Tensors]
 
 
@@ -53,3 +53,8 @@ def _make_tensors(
         shapes["classifier.weight"] = (labels, c)
     generator = torch.Generator().manual_seed(n_layer)
     return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+@pytest.fixture
+def tensors(make_tensors: Callable[..., Tensors]) -> Tensors:
+    return make_tensors()

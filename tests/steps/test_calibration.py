@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from qslm_edge.quantize.levels import parse_level
 from qslm_edge.recipe import make_recipe
 from qslm_edge.steps import calibration
 from qslm_edge.steps.calibration import load_statistics, minimum_tokens
-from qslm_edge.steps.prepare import Plan, prepare
+from qslm_edge.steps.plan import Plan
+from qslm_edge.steps.prepare import prepare
+from tests.helpers.bundles import MakePlan
 from tests.helpers.directory import make_text, write_model, write_sentences
-
-MakePlan = Callable[..., Plan]
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text(make_text(2000, seed=seed), "utf-8")
         write_sentences(folder / f"{name}.tsv", 200, seed=seed)
     return folder
-
-
-@pytest.fixture(scope="module")
-def plan(folder: Path) -> MakePlan:
-    def make(task: str = "wikitext2", **choices: Any) -> Plan:
-        ending = "txt" if task == "wikitext2" else "tsv"
-        values: dict[str, Any] = {
-            "profile": "x86-laptop",
-            "task": task,
-            "model": str(folder / "model"),
-            "search_data": str(folder / f"search.{ending}"),
-            "report_data": str(folder / f"report.{ending}"),
-        }
-        return prepare(make_recipe(**(values | choices)), device="cpu")
-
-    return make
 
 
 def train(folder: Path, ending: str = "txt") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ from qslm_edge.search.space import LevelMap
 from qslm_edge.steps.export import export_bundle
 from qslm_edge.steps.find import find_setting
 from qslm_edge.steps.found import describe_search, journaled_scores
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from qslm_edge.steps.setting import given_setting, setting_from_levels
-from tests.helpers.bundles import make_plan
+from tests.helpers.bundles import MakePlan, make_plan
 from tests.helpers.directory import make_text, write_sentences
 
-MakePlan = Callable[..., Plan]
 KEY, VALUE = "blocks.0.ffn.key", "blocks.0.ffn.value"
 
 

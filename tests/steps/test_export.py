@@ -28,7 +28,7 @@ from qslm_edge.search.space import LevelMap
 from qslm_edge.spikegpt import SpikeGPT
 from qslm_edge.steps import export
 from qslm_edge.steps.export import GOLDEN_BYTES, export_bundle
-from qslm_edge.steps.prepare import Plan
+from qslm_edge.steps.plan import Plan
 from tests.helpers.bundles import make_bundle, make_plan
 
 Facts = dict[str, Any]
@@ -198,6 +198,18 @@ def test_requirements_follow_the_levels(
     assert m["runtime"]["onnxruntime_min"] == minimum
     assert m["expected"]["arithmetic"] == arithmetic
     assert m["golden"]["tolerance"] == {"float": 0.02, "int8": 0.15}[arithmetic]
+
+
+def test_a_bundle_for_cuda_keeps_float_activations_and_allows_for_float16(
+    cache: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path, level="8g64f", profile="h100")
+    m = bundle.manifest
+    assert set(m["setting"].values()) == {"8g64f"}
+    assert (m["expected"]["arithmetic"], m["golden"]["tolerance"]) == ("float16", 0.15)
+    nodes = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph.node
+    levels = [a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"]
+    assert levels == [0] * (7 * 2 + 1)
 
 
 # ---- expected scores

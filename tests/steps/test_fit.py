@@ -104,7 +104,7 @@ def test_larger_boards_are_told(tiny_model: Path) -> None:
 def test_memory_of_a_card_is_not_known(tiny_model: Path) -> None:
     found = fit(tiny_model, CARD)
     assert (found["verdict"], found["exit_code"]) == ("unknown", 3)
-    assert level(found, "8g64")["reason"] == "no rule predicts what a GPU takes beyond the weights"
+    assert level(found, "8g64f")["reason"] == "no rule predicts what a GPU takes beyond the weights"
     # but weights that are larger than it do not fit
     small = fit(tiny_model, CARD, budget_bytes=1000)
     assert (small["verdict"], small["exit_code"], small["would_fit"]) == ("does not fit", 1, [])

@@ -104,6 +104,31 @@ def _step(before: Point, after: Point, range_j: float | None) -> float | str:
     return step
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What lies in and around a window.
+
+    Attributes:
+        around: points from the last one before it to the first one after it.
+        n_samples, coverage: as those of `Integral`.
+    """
+
+    around: list[Point]
+    n_samples: int
+    coverage: float
+
+
+def _window(readings: Sequence[Reading], kind: Kind, t0: float, t1: float) -> _Window | Integral:
+    """The points of a window, or the integral without a value that says why there are none."""
+    points = _points(readings, kind)
+    n, coverage = _inside(points, t0, t1)
+    around = _around(points, t0, t1)
+    if isinstance(around, str):
+        return Integral(None, n, coverage, around)
+    fault = _faults_between(readings, around[0][0], around[-1][0])
+    return _Window(around, n, coverage) if fault is None else Integral(None, n, coverage, fault)
+
+
 def _faults_between(readings: Sequence[Reading], start_s: float, end_s: float) -> str | None:
     faults = (item.reason for item in readings if item.fault and start_s <= item.time_s <= end_s)
     return next((reason or "the source reported a fault" for reason in faults), None)
@@ -124,23 +149,18 @@ def energy_by_counter(
         The integral; no energy when the window is not enclosed by readings, when the counter fell or jumped
         in a way that is no wrap, or when a reading in between is marked as a fault.
     """
-    points = _points(readings, "counter")
-    n, coverage = _inside(points, t0, t1)
-    around = _around(points, t0, t1)
-    if isinstance(around, str):
-        return Integral(None, n, coverage, around)
-    fault = _faults_between(readings, around[0][0], around[-1][0])
-    if fault is not None:
-        return Integral(None, n, coverage, fault)
+    window = _window(readings, "counter", t0, t1)
+    if isinstance(window, Integral):
+        return window
     total = 0.0
-    totals = [(around[0][0], total)]
-    for before, after in pairwise(around):
+    totals = [(window.around[0][0], total)]
+    for before, after in pairwise(window.around):
         step = _step(before, after, range_j)
         if isinstance(step, str):
-            return Integral(None, n, coverage, step)
+            return Integral(None, window.n_samples, window.coverage, step)
         total += step
         totals.append((after[0], total))
-    return Integral(_at(totals, t1) - _at(totals, t0), n, coverage)
+    return Integral(_at(totals, t1) - _at(totals, t0), window.n_samples, window.coverage)
 
 
 def energy_by_trapezoid(readings: Sequence[Reading], t0: float, t1: float) -> Integral:
@@ -154,18 +174,13 @@ def energy_by_trapezoid(readings: Sequence[Reading], t0: float, t1: float) -> In
     Returns:
         The integral; no energy when the window is not enclosed by readings.
     """
-    points = _points(readings, "power")
-    n, coverage = _inside(points, t0, t1)
-    around = _around(points, t0, t1)
-    if isinstance(around, str):
-        return Integral(None, n, coverage, around)
-    fault = _faults_between(readings, around[0][0], around[-1][0])
-    if fault is not None:
-        return Integral(None, n, coverage, fault)
-    cut = [point for point in around if t0 < point[0] < t1]
-    cut = [(t0, _at(around, t0)), *cut, (t1, _at(around, t1))]
-    pairs = pairwise(cut)
-    return Integral(math.fsum((va + vb) / 2 * (tb - ta) for (ta, va), (tb, vb) in pairs), n, coverage)
+    window = _window(readings, "power", t0, t1)
+    if isinstance(window, Integral):
+        return window
+    cut = [point for point in window.around if t0 < point[0] < t1]
+    cut = [(t0, _at(window.around, t0)), *cut, (t1, _at(window.around, t1))]
+    energy_j = math.fsum((va + vb) / 2 * (tb - ta) for (ta, va), (tb, vb) in pairwise(cut))
+    return Integral(energy_j, window.n_samples, window.coverage)
 
 
 def energy_of(

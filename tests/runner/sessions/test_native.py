@@ -25,24 +25,11 @@ from qslm_edge.runner.sessions.native import NativeSession
 from qslm_edge.runner.sessions.portable import PortableSession
 from qslm_edge.spikegpt.hierarchy import Head
 from tests.helpers.native import ISAS, engine, exported_bundle, library, native_session, needs_compiler
-from tests.helpers.tiny import CHANNELS, N_LAYER, VOCABULARY, make_job, make_model, random_tokens
+from tests.helpers.tiny import CHANNELS, MIXED, N_LAYER, VOCABULARY, make_job, make_model, random_tokens
 
 pytestmark = needs_compiler
 Array = NDArray[Any]
 LEVELS = ("32", "16", "8g64", "4g32", "4g64", "2g64", "2g64m", "4g64f", "2g32f")
-MIXED = {
-    "emb": "2g32f",
-    "blocks.0.att.key": "32",
-    "blocks.0.att.value": "8g32",
-    "blocks.0.ffn.key": "2g32",
-    "blocks.0.ffn.value": "4g128",
-    "blocks.1.att.output": "16",
-    "blocks.1.ffn.value": "8g128f",
-    "blocks.2.ffn.key": "4g64f",
-    "blocks.2.ffn.receptance": "2g64",
-    "blocks.2.ffn.value": "2g128m",
-    "head": "8g64",
-}
 T, B = 24, 3
 Make = Callable[..., Bundle]
 
