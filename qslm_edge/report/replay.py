@@ -27,7 +27,7 @@ class _StoredSource(PowerSource):
                 setattr(self, key, value)
 
     def read(self) -> Reading:
-        raise NotImplementedError("a stored source has no more readings")
+        raise RuntimeError("a stored source has no more readings")
 
     def to_dict(self) -> dict[str, object]:
         """As stored."""

@@ -25,6 +25,7 @@ from qslm_edge.quantize.levels import Setting, parse_level
 from qslm_edge.quantize.scales import with_scale_bits
 from qslm_edge.quantize.weights import WeightStore
 from qslm_edge.spikegpt import SpikeGPT
+from qslm_edge.spikegpt.hierarchy import Head
 from tests.helpers.onnx_runs import LEVELS, Array, exported, onnxruntime, open_session, run_lm
 from tests.helpers.tiny import (
     CHANNELS,
@@ -169,11 +170,12 @@ def test_opset_and_ir_are_those_of_the_job(dense: SpikeGPT, tmp_path: Path) -> N
 
 
 def test_inputs_and_outputs_are_named_and_dynamic(dense: SpikeGPT, tmp_path: Path) -> None:
-    for head, extra, outputs in (
+    cases: tuple[tuple[Head, dict[str, Any], dict[str, Any]], ...] = (
         ("lm", {"last": [1]}, {"logits": ["t", "B", VOCABULARY]}),
         ("classifier", {"mask": ["T", "B"]}, {"pooled": ["B", CHANNELS], "n_tokens": ["B"]}),
-    ):
-        session = exported(make_job(dense, "32", head), tmp_path)  # type: ignore[arg-type]
+    )
+    for head, extra, outputs in cases:
+        session = exported(make_job(dense, "32", head), tmp_path)
         state = [7 * N_LAYER, "B", CHANNELS]
         assert {i.name: i.shape for i in session.get_inputs()} == {
             "tokens": ["T", "B"],

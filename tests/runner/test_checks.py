@@ -220,7 +220,9 @@ def test_agreement_of_three_classes_is_not_known(
     classifier_result: Result, classifier_bundle: Bundle
 ) -> None:
     scores = rebuilt(classifier_bundle, classifier_result["splits"]["report"])
-    three = Items("tiny", "report", np.arange(3), np.arange(4), labels=np.array([0, 1, 2]))  # type: ignore[arg-type]
+    three = Items(
+        "tiny", "report", np.arange(3, dtype=np.int32), np.arange(4), labels=np.array([0, 1, 2], np.int8)
+    )
     found = checks._agreement(Scored(scores, np.zeros(3, np.int32)), scores, None, three)
     assert found == {"value": None, "reason": "float answers are only known for two classes"}
 

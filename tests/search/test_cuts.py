@@ -26,9 +26,10 @@ from qslm_edge.search.journal import Journal
 from qslm_edge.search.prediction import CUT_UNDERRATED, Prediction, predict_modules
 from qslm_edge.search.run import SearchOptions, run_search
 from qslm_edge.search.space import CUT_SIZES, LevelMap, check_levels, cut_sizes
-from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT
+from qslm_edge.spikegpt import Hierarchy, Module, SpikeGPT, SpikeGPTConfig
 
 MakeItems = Callable[..., Items]
+CONFIG = SpikeGPTConfig(1, 64, 256, 13, "dense", 16, None)
 KEY, VALUE = "blocks.1.ffn.key", "blocks.1.ffn.value"
 LEVELS = check_levels(map(parse_level, ("8g64", "4g32", "2g64m")))
 
@@ -73,7 +74,7 @@ def test_sizes_keep_every_group_and_the_share(blocks: int, share: float, groups:
     assert all(size % step == 0 and 0 < size < value.columns for size in sizes)
     assert all(size >= value.columns * (1 - share) for size in sizes)
     assert sizes[-1] == fewest
-    space = LevelMap(None, sizes)  # type: ignore[arg-type]
+    space = LevelMap(CONFIG, sizes)
     for level in levels:
         assert {space.level(value, wanted).group_size for wanted in space.wanted([level])} == {
             level.group_size
@@ -93,7 +94,7 @@ def test_a_share_below_one_group_is_refused(columns: int, share: float) -> None:
 
 
 def test_only_an_srffn_is_cut_and_never_to_more_than_it_has() -> None:
-    space = LevelMap(None)  # type: ignore[arg-type]
+    space = LevelMap(CONFIG)
     level = parse_level("4g64@128")
     assert str(space.level(Module("head", 2, "linear", 512, 512), level)) == "4g64"
     assert str(space.level(value_of(128), level)) == "4g64"

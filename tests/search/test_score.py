@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qslm_edge.metrics import Paired
+from qslm_edge.metrics import Kind, Paired
 from qslm_edge.quantize.levels import Setting, parse_level
 from qslm_edge.search.score import eq1_score, most_complete, rank_candidates
 from qslm_edge.search.trial import Trial
@@ -92,10 +92,11 @@ def test_the_most_complete_evaluation_of_a_setting_speaks_for_it() -> None:
 def test_an_early_stop_enters_with_its_best_case() -> None:
     complete = trial("complete", 100, 22.0)
     early = trial("early", 100, 23.0, n_items=16)
-    for kind, sign in (("language_model", 1), ("classification", -1)):
+    kinds: tuple[tuple[Kind, int], ...] = (("language_model", 1), ("classification", -1))
+    for kind, sign in kinds:
         first = trial("complete", 100, sign * 22.0)
         second = trial("early", 100, sign * 23.0, n_items=16)
-        ranked = rank_candidates([first, second], 1000, 0.0, kind, sigmas=3.0)  # type: ignore[arg-type]
+        ranked = rank_candidates([first, second], 1000, 0.0, kind, sigmas=3.0)
         assert names(ranked) == ["early", "complete"]  # 23 - 3 * 1 * sqrt(3/4) < 22
     assert names(rank_candidates([complete, early], 1000, 0.0, "language_model")) == ["complete", "early"]
     assert names(rank_candidates([complete, early], 1000, 0.0, "language_model", 1.0)) == [
@@ -113,12 +114,12 @@ candidates = st.lists(
 def test_the_first_is_the_best_and_the_order_is_total(
     drawn: list[tuple[int, float, bool, bool]], mu: float | None, larger: bool
 ) -> None:
-    kind = "classification" if larger else "language_model"
+    kind: Kind = "classification" if larger else "language_model"
     trials = [
         trial(str(i), size, metric, performance_ok=ok, memory_violation=None if fits else "x")
         for i, (size, metric, ok, fits) in enumerate(drawn)
     ]
-    ranked = rank_candidates(trials, 1000, mu, kind)  # type: ignore[arg-type]
+    ranked = rank_candidates(trials, 1000, mu, kind)
     assert {t.step for t in ranked} == {str(i) for i, (_, _, ok, fits) in enumerate(drawn) if ok and fits}
 
     def score(t: Trial) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from qslm_edge.spikegpt.hierarchy import Module
 from qslm_edge.tuning.grid import PackedGrid
 
 ROWS, COLUMNS = 6, 128
+Kind = Literal["linear", "embedding"]
 
 
-def grid(kind: str, bits: int, group: int, seed: int = 0, *, midrise: bool = False) -> PackedGrid:
-    module = Module("emb" if kind == "embedding" else "head", 0, kind, ROWS, COLUMNS)  # type: ignore[arg-type]
+def grid(kind: Kind, bits: int, group: int, seed: int = 0, *, midrise: bool = False) -> PackedGrid:
+    module = Module("emb" if kind == "embedding" else "head", 0, kind, ROWS, COLUMNS)
     weights = np.random.default_rng(seed).normal(size=(ROWS, COLUMNS)).astype(np.float32)
     weights[2, :group] = 0  # a group of zeros
     start = pack_matrix(module, weights, Level(bits, group, 4 if kind == "linear" else 0, midrise=midrise))
@@ -36,14 +38,14 @@ def dense(found: PackedGrid) -> NDArray[np.float32]:
 @pytest.mark.parametrize("kind", ["linear", "embedding"])
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_it_begins_where_the_quantiser_ended(kind: str, bits: int, group: int) -> None:
+def test_it_begins_where_the_quantiser_ended(kind: Kind, bits: int, group: int) -> None:
     found = grid(kind, bits, group)
     assert np.array_equal(dense(found), found.starts[0].dequantise())
 
 
 @pytest.mark.parametrize("kind", ["linear", "embedding"])
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_a_mid_rise_grid_has_no_zero_point(kind: str, group: int) -> None:
+def test_a_mid_rise_grid_has_no_zero_point(kind: Kind, group: int) -> None:
     found = grid(kind, 2, group, midrise=True)
     assert found.starts[0].zeros is None
     assert np.array_equal(dense(found), found.starts[0].dequantise())
@@ -61,7 +63,7 @@ def test_a_mid_rise_grid_has_no_zero_point(kind: str, group: int) -> None:
     group=st.sampled_from([32, 64, 128]),
     spread=st.sampled_from([0.01, 0.3, 3.0]),
 )
-def test_what_is_stored_is_what_was_used(seed: int, kind: str, bits: int, group: int, spread: float) -> None:
+def test_what_is_stored_is_what_was_used(seed: int, kind: Kind, bits: int, group: int, spread: float) -> None:
     found = grid(kind, bits, group, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_what_is_stored_is_what_was_used(seed: int, kind: str, bits: int, group:
 
 
 def test_matrices_that_share_a_grid_keep_to_themselves() -> None:
-    kinds = ("embedding", "linear", "linear")
+    kinds: tuple[Kind, ...] = ("embedding", "linear", "linear")
     alone = [grid(kind, 4, 64, seed) for seed, kind in enumerate(kinds)]
     starts = [one.starts[0] for one in alone]
     together = PackedGrid(starts, [one.latent.detach().reshape(ROWS, COLUMNS) for one in alone])
