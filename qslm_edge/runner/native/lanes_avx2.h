@@ -15,9 +15,14 @@ struct Isa {
     static constexpr int kBytes = 32;
     static constexpr int kTileVectors = 2;
     static constexpr int kTileTokens = 4;
+    static constexpr int kInputWords = 1;
     static constexpr bool kSigned8 = true; /* 8-bit codes are taken as q - 128: unsigned ones overflow 16 bits */
+    static constexpr bool kRaised = true;
     typedef __m256i I;
     typedef __m256 F;
+    typedef I Inputs;
+
+    static bool runs_here() { return __builtin_cpu_supports("avx2"); }
 
     static I zero() { return _mm256_setzero_si256(); }
     static I load(const void *p) { return _mm256_loadu_si256(static_cast<const I *>(p)); }
@@ -42,6 +47,14 @@ struct Isa {
     }
     static I dot_centred(I acc, I codes, I inputs) {
         return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, codes), _mm256_set1_epi16(1)));
+    }
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        return kCentred ? dot_centred(acc, codes, inputs) : dot<8>(acc, codes, inputs);
     }
     static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
     static I sub_bytes(I v, I w) {

@@ -15,9 +15,17 @@ struct Isa {
     static constexpr int kBytes = 64;      /* of a vector of codes */
     static constexpr int kTileVectors = 2; /* a tile of the integer GEMM: 2 x 16 rows */
     static constexpr int kTileTokens = 6;
+    static constexpr int kInputWords = 1;   /* of four inputs of a token, that the tile reads at once */
     static constexpr bool kSigned8 = false; /* 8-bit codes are multiplied as they are, unsigned */
+    static constexpr bool kRaised = true;   /* signed codes are multiplied with inputs above by 128, unsigned */
     typedef __m512i I;
     typedef __m512 F;
+    typedef I Inputs;
+
+    static bool runs_here() {
+        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl");
+    }
 
     static I zero() { return _mm512_setzero_si512(); }
     static I load(const void *p) { return _mm512_loadu_si512(p); }
@@ -36,8 +44,17 @@ struct Isa {
     static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80))); }
     /* acc + products of unsigned codes and signed inputs, four bytes a lane */
     template <int kBits> static I dot(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, codes, inputs); }
-    /* acc + products of signed codes and unsigned inputs, for codes within -15 ... 15 */
+    /* acc + products of signed codes and raised inputs, for codes within -15 ... 15 */
     static I dot_centred(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, inputs, codes); }
+    /* The same with word `kWord` of inputs in every lane: codes as they are, or centred ones. */
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        return kCentred ? dot_centred(acc, codes, inputs) : dot<8>(acc, codes, inputs);
+    }
     static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
     /* bytes of v, less the lowest byte of each lane of w */
     static I sub_bytes(I v, I w) {

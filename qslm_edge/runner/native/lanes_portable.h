@@ -16,7 +16,9 @@ struct Isa {
     static constexpr int kBytes = 16;
     static constexpr int kTileVectors = 4;
     static constexpr int kTileTokens = 4;
+    static constexpr int kInputWords = 1;
     static constexpr bool kSigned8 = false;
+    static constexpr bool kRaised = false;
     union I {
         int32_t word[4];
         uint8_t byte[16];
@@ -24,6 +26,9 @@ struct Isa {
     struct F {
         float at[4];
     };
+    typedef I Inputs;
+
+    static bool runs_here() { return true; }
 
     static I zero() { return I{}; }
     static I load(const void *p) { return load_part(p, kBytes); }
@@ -48,9 +53,15 @@ struct Isa {
             for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += codes.byte[j] * int8_t(inputs.byte[j]);
         return acc;
     }
-    static I dot_centred(I acc, I codes, I inputs) {
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        if constexpr (!kCentred) return dot<8>(acc, codes, inputs);
         for (int i = 0; i < 4; ++i)
-            for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += int8_t(codes.byte[j]) * inputs.byte[j];
+            for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += int8_t(codes.byte[j]) * int8_t(inputs.byte[j]);
         return acc;
     }
     static I sub(I a, I b) {

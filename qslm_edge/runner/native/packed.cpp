@@ -23,6 +23,7 @@ constexpr int kTileStep = Isa::kTileVectors * V; /* bytes of four columns of a t
 constexpr int kFewTokens = 4;     /* from here on unpacking pays */
 constexpr int kPanelColumns = 512; /* of a tile that is unpacked at a time: it stays in the first cache */
 constexpr int kAhead = 8192;       /* bytes of codes that memory is asked for in advance */
+constexpr int kLine = 64;          /* of the caches */
 typedef Isa::I I;
 typedef Isa::F F;
 
@@ -93,7 +94,7 @@ inline void load_zero_words(const Matrix &m, int row, int32_t *words) {
 /* Ask for L rows of a table in advance. */
 inline void fetch(const void *table, int row, int row_bytes) {
     const uint8_t *p = static_cast<const uint8_t *>(table) + ptrdiff_t(row) * row_bytes;
-    for (int at = 0; at < L * row_bytes; at += 64) __builtin_prefetch(p + at);
+    for (int at = 0; at < L * row_bytes; at += kLine) __builtin_prefetch(p + at);
 }
 
 template <int kBits, int kPlane = 0> I dot_planes(I acc, I codes, const I *inputs) {
@@ -141,7 +142,8 @@ inline __attribute__((always_inline)) void dot_rows(const uint8_t *const *rows, 
     const auto row_sum = [&](int i) {
         I sum = Isa::zero();
         for (int j = 0; j < kVectors; ++j) {
-            __builtin_prefetch(ahead + (i * kVectors + j) * V, 0, 2);
+            const int at = (i * kVectors + j) * V;
+            if (at % kLine == 0) __builtin_prefetch(ahead + at, 0, 2);
             const I codes = load_codes<kBits>(rows[i] + offset + j * V, bytes - j * V);
             sum = dot_planes<kBits>(sum, codes, in + j * kPlanes);
         }
@@ -190,8 +192,9 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
                     dot_rows<kBits, kVectors, kHalf>(from, offset, kVectors * V, in, ahead, out);
                     out += kTurned;
                 }
-                if (whole < m.row_bytes)
-                    dot_rows<kBits, kVectors, kHalf>(from, whole, m.row_bytes - whole, in, ahead, out);
+                if constexpr (kGroups > 1) /* else groups fill whole vectors */
+                    if (whole < m.row_bytes)
+                        dot_rows<kBits, kVectors, kHalf>(from, whole, m.row_bytes - whole, in, ahead, out);
             }
             F sum = Isa::all_float(0);
             const I *in = turned;
@@ -246,30 +249,42 @@ struct Panel {
 };
 
 /* In place of zero points that were taken off the codes, what inputs above by 128 make too much: 128 times the sum of the
- * codes of a group, negative. */
-void count_offsets(const Panel &panel, Scratch &scratch) {
+ * codes of a group, negative. (A template: only some instruction sets have the product.) */
+template <typename Raising> void count_offsets(const Panel &panel, Scratch &scratch) {
     const uint8_t *w = scratch.codes.data();
     for (int g = 0; g < panel.groups; ++g) {
         I sums[Isa::kTileVectors];
         for (I &sum : sums) sum = Isa::zero();
         for (int word = 0; word < panel.runs * panel.words; ++word, w += kTileStep)
             for (int r = 0; r < Isa::kTileVectors; ++r)
-                sums[r] = Isa::dot_centred(sums[r], Isa::load(w + r * V), Isa::all(int32_t(0x80808080)));
+                sums[r] = Raising::dot_centred(sums[r], Isa::load(w + r * V), Isa::all(int32_t(0x80808080)));
         for (int r = 0; r < Isa::kTileVectors; ++r)
             Isa::store(scratch.zeros.data() + g * kTileRows + r * L, Isa::sub(Isa::zero(), sums[r]));
     }
 }
 
-/* A tile times some tokens. kCentred: codes without their zero points times inputs above by 128. Else codes as they are
- * times inputs as they are, and the zero points count at the end of a group. */
+/* Words `kWord` and on of the inputs of some tokens, times the codes of a tile that belong to them. */
+template <bool kCentred, int kWord = 0, int kTokens, int R>
+inline __attribute__((always_inline)) void multiply_words(const uint8_t *w, const Isa::Inputs (&in)[kTokens], I (&acc)[kTokens][R]) {
+    I codes[R];
+    for (int r = 0; r < R; ++r) codes[r] = Isa::load(w + kWord * kTileStep + r * V);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t)
+        for (int r = 0; r < R; ++r) acc[t][r] = Isa::dot_word<kCentred, kWord>(acc[t][r], codes[r], in[t]);
+    if constexpr (kWord + 1 < Isa::kInputWords) multiply_words<kCentred, kWord + 1>(w, in, acc);
+}
+
+/* A tile times some tokens. kCentred: codes without their zero points, times inputs above by 128 where the instruction set
+ * asks for it. Else codes as they are times inputs as they are, and the zero points count at the end of a group. */
 template <bool kCentred, bool kMidrise, int kTokens>
 void multiply_tile(const Product &p, const Panel &panel, int token, const Scratch &scratch, float *sums) {
     constexpr int R = Isa::kTileVectors;
+    constexpr bool kRaised = kCentred && Isa::kRaised;
     const Input &input = *p.input;
     const uint8_t *w = scratch.codes.data();
     const int groups = p.matrix->groups, planes = p.matrix->planes;
     const ptrdiff_t input_stride = codes_stride(*p.matrix);
-    const int8_t *tokens = (kCentred ? input.raised : input.codes).data() + token * input_stride;
+    const int8_t *tokens = (kRaised ? input.raised : input.codes).data() + token * input_stride;
     F sum[kTokens][R]; /* in registers, as the sums of a group are, which asks for loops that are unrolled */
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t)
@@ -280,21 +295,16 @@ void multiply_tile(const Product &p, const Panel &panel, int token, const Scratc
         I acc[kTokens][R];
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t)
-            for (int r = 0; r < R; ++r) acc[t][r] = kCentred ? Isa::load(zeros + r * L) : Isa::zero();
+            for (int r = 0; r < R; ++r) acc[t][r] = kRaised ? Isa::load(zeros + r * L) : Isa::zero();
         const int8_t *run = tokens + panel.base(panel.first + g, planes);
         for (int i = 0; i < panel.runs; ++i, run += V) {
             const int8_t *at = run;
-            for (int word = 0; word < panel.words; ++word, w += kTileStep, at += 4) {
-                I codes[R];
-                for (int r = 0; r < R; ++r) codes[r] = Isa::load(w + r * V);
+            for (int word = 0; word < panel.words; word += Isa::kInputWords, at += 4 * Isa::kInputWords) {
+                Isa::Inputs in[kTokens];
 #pragma GCC unroll 8
-                for (int t = 0; t < kTokens; ++t) {
-                    int32_t four;
-                    std::memcpy(&four, at + t * input_stride, 4);
-                    const I in = Isa::all(four);
-                    for (int r = 0; r < R; ++r)
-                        acc[t][r] = kCentred ? Isa::dot_centred(acc[t][r], codes[r], in) : Isa::dot<8>(acc[t][r], codes[r], in);
-                }
+                for (int t = 0; t < kTokens; ++t) in[t] = Isa::inputs(at + t * input_stride);
+                multiply_words<kCentred>(w, in, acc);
+                w += Isa::kInputWords * kTileStep;
             }
         }
 #pragma GCC unroll 8
@@ -319,7 +329,7 @@ template <bool kCentred, bool kMidrise> void multiply_panel(const Product &p, co
     for (int row = 0; token + Isa::kTileTokens <= p.tokens; token += Isa::kTileTokens, row += rows) {
         /* meanwhile memory brings what is unpacked next */
         for (int i = row; i < std::min(kTileRows, row + rows); ++i)
-            for (int at = 0; at < panel.next_bytes; at += 64)
+            for (int at = 0; at < panel.next_bytes; at += kLine)
                 __builtin_prefetch(panel.next + ptrdiff_t(i) * p.matrix->row_bytes + at, 0, 2);
         multiply_tile<kCentred, kMidrise, Isa::kTileTokens>(p, panel, token, scratch, sums + token * kTileRows);
     }
@@ -365,7 +375,7 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
                     turn_plane<kBits, 0>(raw, zeros, out, panel.words, group_stride, run_stride);
                 }
             }
-            if constexpr (kBits < 8) count_offsets(panel, scratch);
+            if constexpr (kBits < 8 && Isa::kRaised) count_offsets<Isa>(panel, scratch);
             const bool last = vector_end >= m.vectors; /* then the next rows begin */
             panel.next = codes + ptrdiff_t(last ? row + kTileRows : row) * m.row_bytes + (last ? 0 : vector_end * V);
             panel.next_bytes = std::min(m.row_bytes, (vector_end - vector_begin) * V);
@@ -400,6 +410,8 @@ template <int kBits> void any(const Product &p, int begin, int end, Scratch &scr
 } // namespace
 
 int vectors(int row_bytes) { return (row_bytes + V - 1) / V; }
+bool raises(const Matrix &m) { return Isa::kRaised && m.bits < 8; }
+bool runs_here() { return Isa::runs_here(); }
 const char *name() { return Isa::kName; }
 
 void reserve(const Matrix &m, int tokens, Scratch &scratch) {
@@ -421,7 +433,6 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
     constexpr float kSmallest = 128 / 3.4028234663852886e38f; /* below it 127 / peak is no float */
     const ptrdiff_t stride = codes_stride(m);
     int8_t *out = input.codes.data() + token * stride;
-    int8_t *raised = input.raised.data() + token * stride;
     int8_t in_order[128];
     const int span = V * m.planes; /* columns of a vector of codes */
     for (int g = 0; g < m.groups; ++g) {
@@ -464,8 +475,10 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
         int8_t *to = out + ptrdiff_t(column / span) * span + column % span / m.planes;
         for (int plane = 0; plane < m.planes; ++plane) to[plane * V] = 0;
     }
-    if (m.bits < 8)
+    if (raises(m)) {
+        int8_t *raised = input.raised.data() + token * stride;
         for (ptrdiff_t i = 0; i < stride; i += V) Isa::store(raised + i, Isa::flip_sign(Isa::load(out + i)));
+    }
 }
 
 } // namespace packed
