@@ -87,7 +87,9 @@ def build(cuda: bool = False, isa: str | None = None) -> Built:
         return _given(Path(named))
     sources = _sources(cuda)
     compiler = _nvcc() if cuda else _compiler()
-    flags = _CUDA_FLAGS if cuda else (*COMMON_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
+    flags = (
+        _CUDA_FLAGS if cuda else (*COMMON_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
+    )
     version, cpu = _version(compiler), cpu_identity()
     facts = json.dumps([compiler, version, flags, cpu, sorted((n, d.decode()) for n, d in sources.items())])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -76,4 +76,6 @@ def test_the_bits_are_those_of_the_portable_lanes(
 def test_a_core_without_the_instructions_is_refused(programs: dict[str, Path]) -> None:
     done = emulated(programs["neon-dotprod"], "cortex-a72")
     assert done.returncode == 1
-    assert done.stdout.endswith("error 3: this processor lacks instructions that the library was compiled to\n")
+    assert done.stdout.endswith(
+        "error 3: this processor lacks instructions that the library was compiled to\n"
+    )
