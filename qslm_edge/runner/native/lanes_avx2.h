@@ -85,6 +85,15 @@ struct Isa {
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
 
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static void bytes_to_float(I v, F *out) {
+        const __m128i halves[2] = {_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)};
+        for (int i = 0; i < 2; ++i) {
+            out[2 * i] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(halves[i]));
+            out[2 * i + 1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(halves[i], 8)));
+        }
+    }
+
     static I combine(I a, I b, I c, I d) {
         const I ab = add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
         const I cd = add(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));

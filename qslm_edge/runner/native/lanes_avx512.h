@@ -88,6 +88,15 @@ struct Isa {
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
 
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    /* Unsigned bytes as floats: four vectors of them. */
+    static void bytes_to_float(I v, F *out) {
+        out[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(v)));
+        out[1] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 1)));
+        out[2] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 2)));
+        out[3] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 3)));
+    }
+
     /* Sums within 128-bit parts: of rows a, b, c, d, part by part [a, b, c, d]. */
     static I combine(I a, I b, I c, I d) {
         const I ab = add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));

@@ -94,6 +94,15 @@ struct Isa {
     static F mul(F a, F b) { return vmulq_f32(a, b); }
     static F add(F a, F b) { return vaddq_f32(a, b); }
 
+    static F sub(F a, F b) { return vsubq_f32(a, b); }
+    static void bytes_to_float(I v, F *out) {
+        const uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(bytes_of(v))), vmovl_high_u8(bytes_of(v))};
+        for (int i = 0; i < 2; ++i) {
+            out[2 * i] = vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves[i])));
+            out[2 * i + 1] = vcvtq_f32_u32(vmovl_high_u16(halves[i]));
+        }
+    }
+
     static I combine(I a, I b, I c, I d) { return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)); }
     static void combine_halves(I a, I b, I c, I d, I *even, I *odd) {
         const I ab = vpaddq_s32(a, b), cd = vpaddq_s32(c, d);

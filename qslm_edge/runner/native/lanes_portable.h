@@ -105,6 +105,14 @@ struct Isa {
         return a;
     }
 
+    static F sub(F a, F b) {
+        for (int i = 0; i < 4; ++i) a.at[i] -= b.at[i];
+        return a;
+    }
+    static void bytes_to_float(I v, F *out) {
+        for (int i = 0; i < 16; ++i) out[i / 4].at[i % 4] = float(v.byte[i]);
+    }
+
     static I combine(I a, I b, I c, I d) {
         const I rows[4] = {a, b, c, d};
         I out;
