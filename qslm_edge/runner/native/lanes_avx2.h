@@ -61,7 +61,7 @@ struct Isa {
         const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         return _mm256_sub_epi8(v, _mm256_shuffle_epi8(w, _mm256_broadcastsi128_si256(lowest)));
     }
-    static I sub_product(I v, I a, I b) { return _mm256_sub_epi32(v, _mm256_mullo_epi32(a, b)); }
+    static I add_product(I v, I a, I b) { return _mm256_add_epi32(v, _mm256_mullo_epi32(a, b)); }
 
     template <int kBits, int kPlane> static I field(I v) {
         if constexpr (kBits == 8) return v;
@@ -94,7 +94,8 @@ struct Isa {
         }
     }
 
-    static I combine(I a, I b, I c, I d) {
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
+        if constexpr (kSmall) return small_pair_sums(small_pair_sums(a, b), small_pair_sums(c, d));
         const I ab = add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
         const I cd = add(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
         return add(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
@@ -164,6 +165,7 @@ struct Isa {
     }
 
   private:
+    static I small_pair_sums(I a, I b) { return _mm256_madd_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(1)); }
     static I pair_sums(I a, I b) {
         const I low = _mm256_unpacklo_epi32(a, b), high = _mm256_unpackhi_epi32(a, b);
         return add(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));

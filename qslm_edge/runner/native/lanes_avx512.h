@@ -61,8 +61,8 @@ struct Isa {
         const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         return _mm512_sub_epi8(v, _mm512_shuffle_epi8(w, _mm512_broadcast_i32x4(lowest)));
     }
-    /* v - a * b for a within 0 ... 255 and b within 16 bits */
-    static I sub_product(I v, I a, I b) { return _mm512_sub_epi32(v, _mm512_madd_epi16(a, b)); }
+    /* v + a * b for a within 0 ... 255 and b within 16 bits */
+    static I add_product(I v, I a, I b) { return _mm512_dpwssd_epi32(v, a, b); }
 
     /* Field `plane` of every byte. */
     template <int kBits, int kPlane> static I field(I v) {
@@ -97,8 +97,9 @@ struct Isa {
         out[3] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 3)));
     }
 
-    /* Sums within 128-bit parts: of rows a, b, c, d, part by part [a, b, c, d]. */
-    static I combine(I a, I b, I c, I d) {
+    /* Sums within 128-bit parts: of rows a, b, c, d, part by part [a, b, c, d]. kSmall: sums of two fit into 16 bits. */
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
+        if constexpr (kSmall) return small_pair_sums(small_pair_sums(a, b), small_pair_sums(c, d));
         const I ab = add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
         const I cd = add(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
         return add(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
@@ -189,6 +190,7 @@ struct Isa {
     }
 
   private:
+    static I small_pair_sums(I a, I b) { return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1)); }
     static I pair_sums(I a, I b) {
         const I low = _mm512_unpacklo_epi32(a, b), high = _mm512_unpackhi_epi32(a, b);
         return add(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));

@@ -69,7 +69,7 @@ struct Isa {
         const uint8x16_t lowest = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
         return of_bytes(vsubq_u8(bytes_of(v), vqtbl1q_u8(bytes_of(w), lowest)));
     }
-    static I sub_product(I v, I a, I b) { return vmlsq_s32(v, a, b); }
+    static I add_product(I v, I a, I b) { return vmlaq_s32(v, a, b); }
 
     template <int kBits, int kPlane> static I field(I v) {
         uint8x16_t bytes = bytes_of(v);
@@ -103,7 +103,9 @@ struct Isa {
         }
     }
 
-    static I combine(I a, I b, I c, I d) { return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)); }
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
+        return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
+    }
     static void combine_halves(I a, I b, I c, I d, I *even, I *odd) {
         const I ab = vpaddq_s32(a, b), cd = vpaddq_s32(c, d);
         *even = vuzp1q_s32(ab, cd);

@@ -72,8 +72,8 @@ struct Isa {
         for (int i = 0; i < 16; ++i) v.byte[i] = uint8_t(v.byte[i] - uint8_t(w.word[i / 4]));
         return v;
     }
-    static I sub_product(I v, I a, I b) {
-        for (int i = 0; i < 4; ++i) v.word[i] -= a.word[i] * b.word[i];
+    static I add_product(I v, I a, I b) {
+        for (int i = 0; i < 4; ++i) v.word[i] += a.word[i] * b.word[i];
         return v;
     }
 
@@ -113,7 +113,7 @@ struct Isa {
         for (int i = 0; i < 16; ++i) out[i / 4].at[i % 4] = float(v.byte[i]);
     }
 
-    static I combine(I a, I b, I c, I d) {
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
         const I rows[4] = {a, b, c, d};
         I out;
         for (int i = 0; i < 4; ++i)

@@ -108,13 +108,13 @@ template <int kBits> I load_codes(const uint8_t *p, int bytes) {
     return kBits == 8 && Isa::kSigned8 ? Isa::flip_sign(codes) : codes;
 }
 
-/* What a group of inputs has besides its codes, in every lane. */
+/* What a group of inputs has besides its codes, in every lane; of the sum the negative, which zero points multiply. */
 struct InputGroup {
     I sum;
     F scale, half;
 
     InputGroup(const Input &input, ptrdiff_t at, bool midrise)
-        : sum(Isa::all(input.sums.data()[at])), scale(Isa::all_float(input.scales.data()[at])),
+        : sum(Isa::all(-input.sums.data()[at])), scale(Isa::all_float(input.scales.data()[at])),
           half(Isa::all_float(midrise ? input.halves.data()[at] : 0.0f)) {}
 };
 
@@ -132,18 +132,25 @@ inline void store_rows(float *out, F sum, int rows) {
     std::memcpy(out, values, sizeof(float) * rows);
 }
 
+/* Lines of codes that memory is asked for in advance, for four rows and a step: most of them beside the dot products, the
+ * rest while the groups are added up, so that memory does not rest meanwhile. */
+template <int kVectors> struct Lines {
+    static constexpr int kAll = 4 * kVectors * V / kLine, kLater = kAll / 4, kNow = kAll - kLater;
+};
+
 /* Sums of `kVectors` vectors of codes of four rows, at `offset` in each, where they have `bytes` more. */
 template <int kBits, int kVectors, bool kHalf>
 inline __attribute__((always_inline)) void dot_rows(const uint8_t *const *rows, int offset, int bytes, const int8_t *inputs,
                                                     const uint8_t *ahead, I *out) {
     constexpr int kPlanes = 8 / kBits;
+    constexpr bool kSmall = 8 * kVectors * kPlanes * ((1 << kBits) - 1) * 127 < 1 << 15; /* two lanes fit into 16 bits */
     I in[kVectors * kPlanes];
     for (int i = 0; i < kVectors * kPlanes; ++i) in[i] = Isa::loaded(inputs + i * V);
     const auto row_sum = [&](int i) {
         I sum = Isa::zero();
         for (int j = 0; j < kVectors; ++j) {
             const int at = (i * kVectors + j) * V;
-            if (at % kLine == 0) __builtin_prefetch(ahead + at, 0, 2);
+            if (at % kLine == 0 && at / kLine < Lines<kVectors>::kNow) __builtin_prefetch(ahead + at, 0, 2);
             const I codes = load_codes<kBits>(rows[i] + offset + j * V, bytes - j * V);
             sum = dot_planes<kBits>(sum, codes, in + j * kPlanes);
         }
@@ -153,7 +160,7 @@ inline __attribute__((always_inline)) void dot_rows(const uint8_t *const *rows, 
     if constexpr (kHalf)
         Isa::combine_halves(a, b, c, d, out, out + L / 4);
     else
-        *out = Isa::combine(a, b, c, d);
+        *out = Isa::combine<kSmall>(a, b, c, d);
 }
 
 /* Few tokens: rows `begin` to `end`, L at a time. */
@@ -165,6 +172,7 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
     constexpr int kParts = kHalf ? 1 : std::min(kBytes, V) / 16;
     constexpr int kPerWord = 32 / kBits, kOffset = kBits == 8 && Isa::kSigned8 ? 128 : 0; /* of zero points */
     constexpr int kTurned = (kHalf ? 2 : 1) * L / 4, kSpan = kVectors * kPlanes * V;
+    typedef Lines<kVectors> Ahead;
     const Matrix &m = *p.matrix;
     const Input &input = *p.input;
     const uint8_t *codes = static_cast<const uint8_t *>(m.codes);
@@ -181,16 +189,16 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
         if (m.zeros != nullptr) fetch(m.zeros, row + 2 * L, m.zero_bytes);
         for (int token = 0; token < p.tokens; ++token) {
             const int8_t *inputs = input.codes.data() + token * input_stride;
-            const uint8_t *ahead = at_row(0) + kAhead;
+            const uint8_t *ahead = at_row(0) + kAhead + ptrdiff_t(L) * m.row_bytes * Ahead::kLater / Ahead::kAll;
             /* four rows at a time from end to end, so that memory is read in order */
             for (int quad = 0; quad < L / 4; ++quad) {
                 const uint8_t *const from[4] = {at_row(4 * quad), at_row(4 * quad + 1), at_row(4 * quad + 2),
                                                 at_row(4 * quad + 3)};
                 I *out = turned + quad;
                 const int8_t *in = inputs;
-                for (int offset = 0; offset < whole; offset += kVectors * V, in += kSpan, ahead += 4 * kVectors * V) {
+                for (int offset = 0; offset < whole; offset += kVectors * V, in += kSpan, out += kTurned) {
                     dot_rows<kBits, kVectors, kHalf>(from, offset, kVectors * V, in, ahead, out);
-                    out += kTurned;
+                    ahead += Ahead::kNow * kLine;
                 }
                 if constexpr (kGroups > 1) /* else groups fill whole vectors */
                     if (whole < m.row_bytes)
@@ -200,6 +208,7 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
             const I *in = turned;
             I zero = Isa::all((1 << (kBits - 1)) - kOffset), packed = Isa::zero();
             for (int g = 0; g < m.groups; g += kGroups, in += kTurned) {
+                for (int i = 0; i < L / 4 * Ahead::kLater; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
                 I groups[2][kHalf ? kGroups / 2 : kGroups];
                 Isa::spread<kParts>(in, groups[0]);
                 if constexpr (kHalf) Isa::spread<kParts>(in + L / 4, groups[1]);
@@ -211,7 +220,7 @@ template <int kBits, int kGroup> void few(const Product &p, int begin, int end, 
                         zero = Isa::take<kBits>(packed);
                         if constexpr (kOffset != 0) zero = Isa::sub(zero, Isa::all(kOffset));
                     }
-                    const I centred = Isa::sub_product(dots, zero, of.sum);
+                    const I centred = Isa::add_product(dots, zero, of.sum);
                     sum = add_group(sum, centred, Isa::load_float(scales + (g + j) * L), of, m.midrise);
                 }
             }
@@ -312,7 +321,7 @@ void multiply_tile(const Product &p, const Panel &panel, int token, const Scratc
             const InputGroup of(input, ptrdiff_t(token + t) * groups + panel.first + g, kMidrise);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                const I dots = kCentred ? acc[t][r] : Isa::sub_product(acc[t][r], Isa::load(zeros + r * L), of.sum);
+                const I dots = kCentred ? acc[t][r] : Isa::add_product(acc[t][r], Isa::load(zeros + r * L), of.sum);
                 sum[t][r] = add_group(sum[t][r], dots, Isa::load_float(scales + r * L), of, kMidrise);
             }
         }
