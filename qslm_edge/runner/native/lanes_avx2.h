@@ -86,6 +86,24 @@ struct Isa {
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
 
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static F larger(F a, F b) { return _mm256_max_ps(a, b); }
+    static F magnitude(F v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+    static float largest(F v) {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+    static int32_t sum(I v) {
+        __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+    }
+    static I bits(F v) { return _mm256_castps_si256(v); }
+    static void narrow(const I *v, int8_t *out) {
+        const I words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), bytes);
+    }
     static void bytes_to_float(I v, F *out) {
         const __m128i halves[2] = {_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)};
         for (int i = 0; i < 2; ++i) {

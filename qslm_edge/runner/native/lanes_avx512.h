@@ -89,6 +89,15 @@ struct Isa {
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
 
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F larger(F a, F b) { return _mm512_max_ps(a, b); }
+    static F magnitude(F v) { return _mm512_abs_ps(v); }
+    static float largest(F v) { return _mm512_reduce_max_ps(v); }
+    static int32_t sum(I v) { return _mm512_reduce_add_epi32(v); }
+    static I bits(F v) { return _mm512_castps_si512(v); }
+    /* Sixteen lanes, which bytes hold, as bytes. */
+    static void narrow(const I *v, int8_t *out) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm512_cvtepi32_epi8(v[0]));
+    }
     /* Unsigned bytes as floats: four vectors of them. */
     static void bytes_to_float(I v, F *out) {
         out[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(v)));

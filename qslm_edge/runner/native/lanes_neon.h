@@ -95,6 +95,15 @@ struct Isa {
     static F add(F a, F b) { return vaddq_f32(a, b); }
 
     static F sub(F a, F b) { return vsubq_f32(a, b); }
+    static F larger(F a, F b) { return vmaxq_f32(a, b); }
+    static F magnitude(F v) { return vabsq_f32(v); }
+    static float largest(F v) { return vmaxvq_f32(v); }
+    static int32_t sum(I v) { return vaddvq_s32(v); }
+    static I bits(F v) { return vreinterpretq_s32_f32(v); }
+    static void narrow(const I *v, int8_t *out) {
+        const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1]));
+        vst1q_s8(out, vcombine_s8(vmovn_s16(low), vmovn_s16(vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3])))));
+    }
     static void bytes_to_float(I v, F *out) {
         const uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(bytes_of(v))), vmovl_high_u8(bytes_of(v))};
         for (int i = 0; i < 2; ++i) {

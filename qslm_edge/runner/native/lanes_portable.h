@@ -109,6 +109,28 @@ struct Isa {
         for (int i = 0; i < 4; ++i) a.at[i] -= b.at[i];
         return a;
     }
+    static F larger(F a, F b) {
+        for (int i = 0; i < 4; ++i) a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+        return a;
+    }
+    static F magnitude(F v) {
+        for (int i = 0; i < 4; ++i) v.at[i] = __builtin_fabsf(v.at[i]);
+        return v;
+    }
+    static float largest(F v) {
+        float most = v.at[0];
+        for (int i = 1; i < 4; ++i) most = v.at[i] > most ? v.at[i] : most;
+        return most;
+    }
+    static int32_t sum(I v) { return v.word[0] + v.word[1] + v.word[2] + v.word[3]; }
+    static I bits(F v) {
+        I out;
+        std::memcpy(&out, &v, kBytes);
+        return out;
+    }
+    static void narrow(const I *v, int8_t *out) {
+        for (int i = 0; i < 16; ++i) out[i] = int8_t(v[i / 4].word[i % 4]);
+    }
     static void bytes_to_float(I v, F *out) {
         for (int i = 0; i < 16; ++i) out[i / 4].at[i % 4] = float(v.byte[i]);
     }

@@ -5,6 +5,7 @@
  * unpack a tile of rows once, four columns of every row side by side.
  */
 #include <algorithm>
+#include <type_traits>
 
 #include "lanes.h"
 #include "matrix.h"
@@ -22,7 +23,7 @@ constexpr int kTileRows = Isa::kTileVectors * L;
 constexpr int kTileStep = Isa::kTileVectors * V; /* bytes of four columns of a tile */
 constexpr int kFewTokens = 4;     /* from here on unpacking pays */
 constexpr int kPanelColumns = 512; /* of a tile that is unpacked at a time: it stays in the first cache */
-constexpr int kAhead = 8192;       /* bytes of codes that memory is asked for in advance */
+constexpr int kAhead = 6144;       /* bytes of codes that memory is asked for in advance */
 constexpr int kLine = 64;          /* of the caches */
 typedef Isa::I I;
 typedef Isa::F F;
@@ -94,7 +95,7 @@ inline void load_zero_words(const Matrix &m, int row, int32_t *words) {
 /* Ask for L rows of a table in advance. */
 inline void fetch(const void *table, int row, int row_bytes) {
     const uint8_t *p = static_cast<const uint8_t *>(table) + ptrdiff_t(row) * row_bytes;
-    for (int at = 0; at < L * row_bytes; at += kLine) __builtin_prefetch(p + at);
+    for (int at = 0; at < L * row_bytes; at += kLine) __builtin_prefetch(p + at, 0, 2);
 }
 
 template <int kBits, int kPlane = 0> I dot_planes(I acc, I codes, const I *inputs) {
@@ -399,11 +400,19 @@ template <int kBits> void many(const Product &p, int begin, int end, Scratch &sc
     }
 }
 
-/* Every kPlanes-th code to each plane; groups give multiples of eight to a plane. */
-template <int kPlanes> inline void deal(const int8_t *__restrict codes, int count, int8_t *__restrict to) {
-    for (int i = 0; i < count; i += 8)
-        for (int plane = 0; plane < kPlanes; ++plane)
-            for (int j = 0; j < 8; ++j) to[plane * V + i + j] = codes[(i + j) * kPlanes + plane];
+/* Every kPlanes-th code to each plane; groups give multiples of eight to a plane. A word holds one code of each. */
+template <int kPlanes> inline void deal(const int8_t *codes, int count, int8_t *to) {
+    typedef std::conditional_t<kPlanes == 2, uint16_t, uint32_t> Word;
+    typedef Word Words __attribute__((vector_size(8 * kPlanes)));
+    typedef int8_t Bytes __attribute__((vector_size(8)));
+    for (int i = 0; i < count; i += 8) {
+        Words words;
+        std::memcpy(&words, codes + i * kPlanes, sizeof words);
+        for (int plane = 0; plane < kPlanes; ++plane) {
+            const Bytes bytes = __builtin_convertvector(words >> 8 * plane, Bytes);
+            std::memcpy(to + plane * V + i, &bytes, sizeof bytes);
+        }
+    }
 }
 
 template <int kBits> void few(const Product &p, int begin, int end, Scratch &scratch) {
@@ -438,7 +447,6 @@ void multiply(const Product &p, int begin, int end, Scratch &scratch) {
 }
 
 void set(const Matrix &m, Input &input, int token, const float *x) {
-    typedef int8_t Bytes __attribute__((vector_size(16)));
     constexpr float kSmallest = 128 / 3.4028234663852886e38f; /* below it 127 / peak is no float */
     const ptrdiff_t stride = codes_stride(m);
     int8_t *out = input.codes.data() + token * stride;
@@ -446,28 +454,28 @@ void set(const Matrix &m, Input &input, int token, const float *x) {
     const int span = V * m.planes; /* columns of a vector of codes */
     for (int g = 0; g < m.groups; ++g) {
         const float *from = x + g * m.group;
-        Floats peaks{}, total{};
+        F peaks = Isa::all_float(0);
+        for (int k = 0; k < m.group; k += L) peaks = Isa::larger(peaks, Isa::magnitude(Isa::load_float(from + k)));
+        const float peak = Isa::largest(peaks);
+        const F factor = Isa::all_float(peak > kSmallest ? 127.0f / peak : 0.0f), rounder = Isa::all_float(kRounder);
+        I counted = Isa::zero();
         for (int k = 0; k < m.group; k += kLanes) {
-            const Floats v = load(from + k);
-            peaks = larger(peaks, magnitude(v));
-            total += v;
+            I q[kLanes / L];
+            for (int i = 0; i < kLanes / L; ++i) {
+                const F rounded = Isa::add(Isa::mul(Isa::load_float(from + k + i * L), factor), rounder);
+                q[i] = Isa::sub(Isa::bits(rounded), Isa::bits(rounder));
+                counted = Isa::add(counted, q[i]);
+            }
+            Isa::narrow(q, in_order + k);
         }
-        const float peak = largest(peaks);
-        const Floats factor = all(peak > kSmallest ? 127.0f / peak : 0.0f);
-        Ints counted{};
-        for (int k = 0; k < m.group; k += kLanes) {
-            const Floats rounded = load(from + k) * factor + kRounder;
-            const Ints q = bits_of(rounded) - bits_of(all(kRounder));
-            counted += q;
-            const Bytes bytes = __builtin_convertvector(q, Bytes);
-            std::memcpy(in_order + k, &bytes, 16);
-        }
-        int32_t sum = 0;
-        for (int i = 0; i < kLanes; ++i) sum += counted[i];
         const ptrdiff_t at = ptrdiff_t(token) * m.groups + g;
         input.scales.data()[at] = peak / 127.0f;
-        input.sums.data()[at] = sum;
-        if (m.midrise) input.halves.data()[at] = 0.5f * qslm::sum(total);
+        input.sums.data()[at] = Isa::sum(counted);
+        if (m.midrise) {
+            Floats total{};
+            for (int k = 0; k < m.group; k += kLanes) total += load(from + k);
+            input.halves.data()[at] = 0.5f * sum(total);
+        }
         /* code k of a vector lies in byte k / planes of plane k % planes */
         for (int done = 0; done < m.group;) {
             const int column = g * m.group + done, vector = column / span, byte = column % span / m.planes;
