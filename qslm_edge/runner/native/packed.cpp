@@ -275,7 +275,8 @@ template <typename Raising> void count_offsets(const Panel &panel, Scratch &scra
 
 /* Words `kWord` and on of the inputs of some tokens, times the codes of a tile that belong to them. */
 template <bool kCentred, int kWord = 0, int kTokens, int R>
-inline __attribute__((always_inline)) void multiply_words(const uint8_t *w, const Isa::Inputs (&in)[kTokens], I (&acc)[kTokens][R]) {
+inline __attribute__((always_inline)) void multiply_words(const uint8_t *w, const Isa::Inputs (&in)[kTokens],
+                                                          I (&acc)[kTokens][R]) {
     I codes[R];
     for (int r = 0; r < R; ++r) codes[r] = Isa::load(w + kWord * kTileStep + r * V);
 #pragma GCC unroll 8

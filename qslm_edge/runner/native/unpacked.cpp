@@ -18,7 +18,8 @@ constexpr int kParts = kLanes / Isa::kRows; /* vectors of sixteen sums */
 constexpr int kTokens = 4 / kParts;        /* with 4 rows sums take 16 registers */
 
 /* (codes - zero) scale of `bytes` bytes, plane by plane. A plane writes up to a vector more, where the next one follows. */
-template <int kBits, int kPlane = 0> void restore_planes(Isa::I codes, int bytes, Isa::F zero, Isa::F scale, float *out, int stride) {
+template <int kBits, int kPlane = 0>
+void restore_planes(Isa::I codes, int bytes, Isa::F zero, Isa::F scale, float *out, int stride) {
     Isa::F values[4];
     Isa::bytes_to_float(Isa::field<kBits, kPlane>(codes), values);
 #pragma GCC unroll 4

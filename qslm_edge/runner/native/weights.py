@@ -1,7 +1,7 @@
 """The bytes of model.bin in memory: mapped from the file, or copied into huge pages where that is asked for.
 
-Files lie in pages of 4 KiB, which the processor looks up one by one; a copy in huge pages is read faster, in as much
-resident memory. But it is the process's own: nothing shares it, and the system cannot drop it when memory runs short.
+Most files lie in pages of 4 KiB, which the processor looks up one by one; a copy in huge pages is read faster, in as
+much resident memory. But it is the process's own: nothing shares it, and it cannot be dropped when memory runs short.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ class WeightMemory:
         if copied:
             self._bring_copy(begin)
             return
+        # what is not cached yet, some file systems then read in huge pages
+        with suppress(OSError, AttributeError):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         with suppress(OSError):  # else pages come in one by one
             self._map.madvise(_POPULATE_READ, begin, self.size - begin)
 
