@@ -1,6 +1,6 @@
 /* A matrix of the model, its inputs, and the product of both, by any of three kernels:
  *
- *   packed.cpp    packed codes times inputs rounded to int8
+ *   packed.cpp    packed codes times inputs rounded to int8, in packed_few.cpp and packed_many.cpp
  *   unpacked.cpp  packed codes times float inputs
  *   columns.cpp   float weights, stored column by column
  *
