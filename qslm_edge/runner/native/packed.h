@@ -12,7 +12,7 @@ namespace packed {
 
 constexpr int L = Isa::kRows, V = Isa::kBytes;
 constexpr int kTileRows = Isa::kTileVectors * L;
-constexpr int kPanelColumns = 512; /* of a tile that is unpacked at a time: it stays in the first cache */
+constexpr int kPanelColumns = 768; /* of a tile that is unpacked at a time: it stays in the first cache */
 constexpr int kLine = 64;          /* of the caches */
 typedef Isa::I I;
 typedef Isa::F F;
