@@ -31,12 +31,16 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def _has_avx2() -> bool:
+def _older() -> tuple[str, ...]:
+    """Instruction sets between the best of this processor and none."""
+    if platform.machine() == "aarch64":
+        return ("neon",)
     text = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and text.exists() and " avx2 " in text.read_text("utf-8")
+    has_avx2 = platform.machine() == "x86_64" and text.exists() and " avx2 " in text.read_text("utf-8")
+    return ("avx2",) if has_avx2 else ()
 
 
-ISAS = ("native", "avx2", "portable") if _has_avx2() else ("native", "portable")
+ISAS = ("native", *_older(), "portable")
 
 
 @lru_cache(maxsize=1)

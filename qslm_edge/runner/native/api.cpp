@@ -53,6 +53,8 @@ int qslm_abi(void) { return QSLM_ABI; }
 const char *qslm_describe(void) { return qslm::packed::name(); }
 
 int qslm_open(const qslm_spec *spec, qslm_model **model, char *error, size_t error_bytes) {
+    if (!qslm::packed::runs_here()) /* before anything that was compiled to them */
+        return fail(QSLM_NO_DEVICE, "this processor lacks instructions that the library was compiled to", error, error_bytes);
     return guarded(error, error_bytes, [&] { *model = new qslm_model{qslm::Model(*spec)}; });
 }
 

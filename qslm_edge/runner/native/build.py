@@ -27,14 +27,15 @@ from qslm_edge.runner.observe import read_text
 __all__ = ["ISAS", "ISA_VARIABLE", "LIBRARY_VARIABLE", "Built", "build", "cpu_identity"]
 
 ISA_VARIABLE, LIBRARY_VARIABLE = "QSLM_EDGE_NATIVE_ISA", "QSLM_EDGE_NATIVE_LIBRARY"
-ISAS = ("native", "avx2", "portable")
-"""native: the best that this processor has; the others leave out what they do not name."""
+ISAS = ("native", "avx2", "neon", "portable")
+"""native: the best that this processor has; the others leave out newer instructions than they name."""
 LIBRARY, RECORD = "libqslm.so", "build.json"
 TIMEOUT_S = 600
-_FLAGS = (
+COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread"),
     *("-fvisibility=hidden", "-Wno-psabi"),
 )
+NEON_FLAGS, DOTPROD_FLAGS = ("-march=armv8-a",), ("-march=armv8.2-a+dotprod",)
 _CUDA_FLAGS = (
     *("-std=c++17", "-O3", "-arch=native", "-shared", "--cudart=static"),
     *("-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden"),
@@ -86,7 +87,9 @@ def build(cuda: bool = False, isa: str | None = None) -> Built:
         return _given(Path(named))
     sources = _sources(cuda)
     compiler = _nvcc() if cuda else _compiler()
-    flags = _CUDA_FLAGS if cuda else (*_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
+    flags = (
+        _CUDA_FLAGS if cuda else (*COMMON_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
+    )
     version, cpu = _version(compiler), cpu_identity()
     facts = json.dumps([compiler, version, flags, cpu, sorted((n, d.decode()) for n, d in sources.items())])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
@@ -141,15 +144,24 @@ def _given(path: Path) -> Built:
 @lru_cache(maxsize=1)
 def cpu_identity() -> str:
     """Architecture, name and a digest of the features of the processor: what -march=native goes by."""
+    found = _cpuinfo()
+    name = found.get("model name") or found.get("CPU part") or platform.processor() or "unknown processor"
+    digest = hashlib.sha256(" ".join(sorted(_features(found))).encode()).hexdigest()[:8]
+    return f"{platform.machine()} {name} features {digest}"
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core; empty where there is none."""
     text = read_text(Path("/"), "proc/cpuinfo", strict=False).value or ""
     fields = dict(
         reversed([part for part in (line.partition(":")[::2] for line in text.splitlines()) if part[1]])
     )
-    found = {key.strip(): value.strip() for key, value in fields.items()}
-    name = found.get("model name") or found.get("CPU part") or platform.processor() or "unknown processor"
-    features = found.get("flags") or found.get("Features") or ""
-    digest = hashlib.sha256(" ".join(sorted(features.split())).encode()).hexdigest()[:8]
-    return f"{platform.machine()} {name} features {digest}"
+    return {key.strip(): value.strip() for key, value in fields.items()}
+
+
+def _features(cpuinfo: dict[str, str]) -> list[str]:
+    """Instructions that a core has, as Linux calls them."""
+    return (cpuinfo.get("flags") or cpuinfo.get("Features") or "").split()
 
 
 def _sources(cuda: bool) -> dict[str, bytes]:
@@ -197,13 +209,21 @@ def _nvcc() -> list[str]:
 def _isa_flags(isa: str) -> tuple[str, ...]:
     if isa not in ISAS:
         raise UsageError("unknown instruction set", where=ISA_VARIABLE, found=isa, allowed=", ".join(ISAS))
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    machine = platform.machine().lower()
+    is_x86, is_arm = machine in ("x86_64", "amd64"), machine in ("aarch64", "arm64")
     if isa == "avx2":
         if not is_x86:
             raise UsageError("AVX2 is of x86-64", where=ISA_VARIABLE, found=platform.machine())
         return ("-march=x86-64-v3",)
-    native = "-march=native" if is_x86 else "-mcpu=native"
-    return (native, "-DQSLM_PORTABLE") if isa == "portable" else (native,)
+    if isa == "neon":
+        if not is_arm:
+            raise UsageError("NEON is of 64-bit ARM", where=ISA_VARIABLE, found=platform.machine())
+        return NEON_FLAGS
+    if is_arm and "asimddp" in _features(_cpuinfo()):
+        native = DOTPROD_FLAGS  # a compiler older than the core takes -mcpu=native for plain ARMv8.0
+    else:
+        native = ("-march=native",) if is_x86 else ("-mcpu=native",)
+    return (*native, "-DQSLM_PORTABLE") if isa == "portable" else native
 
 
 @lru_cache(maxsize=4)

@@ -10,6 +10,8 @@
 #include "lanes_avx512.h"
 #elif !defined(QSLM_PORTABLE) && defined(__AVX2__) && defined(__F16C__)
 #include "lanes_avx2.h"
+#elif !defined(QSLM_PORTABLE) && defined(__aarch64__) && defined(__ARM_NEON)
+#include "lanes_neon.h"
 #else
 #include "lanes_portable.h"
 #endif

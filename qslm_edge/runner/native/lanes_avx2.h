@@ -15,9 +15,14 @@ struct Isa {
     static constexpr int kBytes = 32;
     static constexpr int kTileVectors = 2;
     static constexpr int kTileTokens = 4;
+    static constexpr int kInputWords = 1;
     static constexpr bool kSigned8 = true; /* 8-bit codes are taken as q - 128: unsigned ones overflow 16 bits */
+    static constexpr bool kRaised = true;
     typedef __m256i I;
     typedef __m256 F;
+    typedef I Inputs;
+
+    static bool runs_here() { return __builtin_cpu_supports("avx2"); }
 
     static I zero() { return _mm256_setzero_si256(); }
     static I load(const void *p) { return _mm256_loadu_si256(static_cast<const I *>(p)); }
@@ -43,12 +48,20 @@ struct Isa {
     static I dot_centred(I acc, I codes, I inputs) {
         return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, codes), _mm256_set1_epi16(1)));
     }
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        return kCentred ? dot_centred(acc, codes, inputs) : dot<8>(acc, codes, inputs);
+    }
     static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
     static I sub_bytes(I v, I w) {
         const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         return _mm256_sub_epi8(v, _mm256_shuffle_epi8(w, _mm256_broadcastsi128_si256(lowest)));
     }
-    static I sub_product(I v, I a, I b) { return _mm256_sub_epi32(v, _mm256_mullo_epi32(a, b)); }
+    static I add_product(I v, I a, I b) { return _mm256_add_epi32(v, _mm256_mullo_epi32(a, b)); }
 
     template <int kBits, int kPlane> static I field(I v) {
         if constexpr (kBits == 8) return v;
@@ -72,7 +85,35 @@ struct Isa {
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
 
-    static I combine(I a, I b, I c, I d) {
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static F larger(F a, F b) { return _mm256_max_ps(a, b); }
+    static F magnitude(F v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+    static float largest(F v) {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+    static int32_t sum(I v) {
+        __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+    }
+    static I bits(F v) { return _mm256_castps_si256(v); }
+    static void narrow(const I *v, int8_t *out) {
+        const I words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), bytes);
+    }
+    static void bytes_to_float(I v, F *out) {
+        const __m128i halves[2] = {_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)};
+        for (int i = 0; i < 2; ++i) {
+            out[2 * i] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(halves[i]));
+            out[2 * i + 1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(halves[i], 8)));
+        }
+    }
+
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
+        if constexpr (kSmall) return small_pair_sums(small_pair_sums(a, b), small_pair_sums(c, d));
         const I ab = add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
         const I cd = add(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
         return add(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
@@ -142,6 +183,7 @@ struct Isa {
     }
 
   private:
+    static I small_pair_sums(I a, I b) { return _mm256_madd_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(1)); }
     static I pair_sums(I a, I b) {
         const I low = _mm256_unpacklo_epi32(a, b), high = _mm256_unpackhi_epi32(a, b);
         return add(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));

@@ -15,9 +15,17 @@ struct Isa {
     static constexpr int kBytes = 64;      /* of a vector of codes */
     static constexpr int kTileVectors = 2; /* a tile of the integer GEMM: 2 x 16 rows */
     static constexpr int kTileTokens = 6;
+    static constexpr int kInputWords = 1;   /* of four inputs of a token, that the tile reads at once */
     static constexpr bool kSigned8 = false; /* 8-bit codes are multiplied as they are, unsigned */
+    static constexpr bool kRaised = true;   /* signed codes are multiplied with inputs above by 128, unsigned */
     typedef __m512i I;
     typedef __m512 F;
+    typedef I Inputs;
+
+    static bool runs_here() {
+        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl");
+    }
 
     static I zero() { return _mm512_setzero_si512(); }
     static I load(const void *p) { return _mm512_loadu_si512(p); }
@@ -36,16 +44,25 @@ struct Isa {
     static I flip_sign(I v) { return _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80))); }
     /* acc + products of unsigned codes and signed inputs, four bytes a lane */
     template <int kBits> static I dot(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, codes, inputs); }
-    /* acc + products of signed codes and unsigned inputs, for codes within -15 ... 15 */
+    /* acc + products of signed codes and raised inputs, for codes within -15 ... 15 */
     static I dot_centred(I acc, I codes, I inputs) { return _mm512_dpbusd_epi32(acc, inputs, codes); }
+    /* The same with word `kWord` of inputs in every lane: codes as they are, or centred ones. */
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        return kCentred ? dot_centred(acc, codes, inputs) : dot<8>(acc, codes, inputs);
+    }
     static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
     /* bytes of v, less the lowest byte of each lane of w */
     static I sub_bytes(I v, I w) {
         const __m128i lowest = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         return _mm512_sub_epi8(v, _mm512_shuffle_epi8(w, _mm512_broadcast_i32x4(lowest)));
     }
-    /* v - a * b for a within 0 ... 255 and b within 16 bits */
-    static I sub_product(I v, I a, I b) { return _mm512_sub_epi32(v, _mm512_madd_epi16(a, b)); }
+    /* v + a * b for a within 0 ... 255 and b within 16 bits */
+    static I add_product(I v, I a, I b) { return _mm512_dpwssd_epi32(v, a, b); }
 
     /* Field `plane` of every byte. */
     template <int kBits, int kPlane> static I field(I v) {
@@ -71,8 +88,27 @@ struct Isa {
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
 
-    /* Sums within 128-bit parts: of rows a, b, c, d, part by part [a, b, c, d]. */
-    static I combine(I a, I b, I c, I d) {
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F larger(F a, F b) { return _mm512_max_ps(a, b); }
+    static F magnitude(F v) { return _mm512_abs_ps(v); }
+    static float largest(F v) { return _mm512_reduce_max_ps(v); }
+    static int32_t sum(I v) { return _mm512_reduce_add_epi32(v); }
+    static I bits(F v) { return _mm512_castps_si512(v); }
+    /* Sixteen lanes, which bytes hold, as bytes. */
+    static void narrow(const I *v, int8_t *out) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm512_cvtepi32_epi8(v[0]));
+    }
+    /* Unsigned bytes as floats: four vectors of them. */
+    static void bytes_to_float(I v, F *out) {
+        out[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(v)));
+        out[1] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 1)));
+        out[2] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 2)));
+        out[3] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(v, 3)));
+    }
+
+    /* Sums within 128-bit parts: of rows a, b, c, d, part by part [a, b, c, d]. kSmall: sums of two fit into 16 bits. */
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
+        if constexpr (kSmall) return small_pair_sums(small_pair_sums(a, b), small_pair_sums(c, d));
         const I ab = add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
         const I cd = add(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
         return add(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
@@ -163,6 +199,7 @@ struct Isa {
     }
 
   private:
+    static I small_pair_sums(I a, I b) { return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1)); }
     static I pair_sums(I a, I b) {
         const I low = _mm512_unpacklo_epi32(a, b), high = _mm512_unpackhi_epi32(a, b);
         return add(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));

@@ -16,7 +16,9 @@ struct Isa {
     static constexpr int kBytes = 16;
     static constexpr int kTileVectors = 4;
     static constexpr int kTileTokens = 4;
+    static constexpr int kInputWords = 1;
     static constexpr bool kSigned8 = false;
+    static constexpr bool kRaised = false;
     union I {
         int32_t word[4];
         uint8_t byte[16];
@@ -24,6 +26,9 @@ struct Isa {
     struct F {
         float at[4];
     };
+    typedef I Inputs;
+
+    static bool runs_here() { return true; }
 
     static I zero() { return I{}; }
     static I load(const void *p) { return load_part(p, kBytes); }
@@ -48,9 +53,15 @@ struct Isa {
             for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += codes.byte[j] * int8_t(inputs.byte[j]);
         return acc;
     }
-    static I dot_centred(I acc, I codes, I inputs) {
+    static Inputs inputs(const int8_t *p) {
+        int32_t four;
+        std::memcpy(&four, p, 4);
+        return all(four);
+    }
+    template <bool kCentred, int kWord> static I dot_word(I acc, I codes, Inputs inputs) {
+        if constexpr (!kCentred) return dot<8>(acc, codes, inputs);
         for (int i = 0; i < 4; ++i)
-            for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += int8_t(codes.byte[j]) * inputs.byte[j];
+            for (int j = 4 * i; j < 4 * i + 4; ++j) acc.word[i] += int8_t(codes.byte[j]) * int8_t(inputs.byte[j]);
         return acc;
     }
     static I sub(I a, I b) {
@@ -61,8 +72,8 @@ struct Isa {
         for (int i = 0; i < 16; ++i) v.byte[i] = uint8_t(v.byte[i] - uint8_t(w.word[i / 4]));
         return v;
     }
-    static I sub_product(I v, I a, I b) {
-        for (int i = 0; i < 4; ++i) v.word[i] -= a.word[i] * b.word[i];
+    static I add_product(I v, I a, I b) {
+        for (int i = 0; i < 4; ++i) v.word[i] += a.word[i] * b.word[i];
         return v;
     }
 
@@ -94,7 +105,37 @@ struct Isa {
         return a;
     }
 
-    static I combine(I a, I b, I c, I d) {
+    static F sub(F a, F b) {
+        for (int i = 0; i < 4; ++i) a.at[i] -= b.at[i];
+        return a;
+    }
+    static F larger(F a, F b) {
+        for (int i = 0; i < 4; ++i) a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+        return a;
+    }
+    static F magnitude(F v) {
+        for (int i = 0; i < 4; ++i) v.at[i] = __builtin_fabsf(v.at[i]);
+        return v;
+    }
+    static float largest(F v) {
+        float most = v.at[0];
+        for (int i = 1; i < 4; ++i) most = v.at[i] > most ? v.at[i] : most;
+        return most;
+    }
+    static int32_t sum(I v) { return v.word[0] + v.word[1] + v.word[2] + v.word[3]; }
+    static I bits(F v) {
+        I out;
+        std::memcpy(&out, &v, kBytes);
+        return out;
+    }
+    static void narrow(const I *v, int8_t *out) {
+        for (int i = 0; i < 16; ++i) out[i] = int8_t(v[i / 4].word[i % 4]);
+    }
+    static void bytes_to_float(I v, F *out) {
+        for (int i = 0; i < 16; ++i) out[i / 4].at[i % 4] = float(v.byte[i]);
+    }
+
+    template <bool kSmall> static I combine(I a, I b, I c, I d) {
         const I rows[4] = {a, b, c, d};
         I out;
         for (int i = 0; i < 4; ++i)

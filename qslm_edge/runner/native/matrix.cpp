@@ -41,7 +41,7 @@ void Input::reserve(const Matrix &m, int tokens) {
         return;
     }
     codes.reserve(size_t(packed::codes_stride(m)) * tokens);
-    raised.reserve(size_t(packed::codes_stride(m)) * tokens);
+    if (packed::raises(m)) raised.reserve(size_t(packed::codes_stride(m)) * tokens);
     scales.reserve(groups);
     sums.reserve(groups);
     if (m.midrise) halves.reserve(groups);

@@ -1,6 +1,6 @@
 /* A matrix of the model, its inputs, and the product of both, by any of three kernels:
  *
- *   packed.cpp    packed codes times inputs rounded to int8
+ *   packed.cpp    packed codes times inputs rounded to int8, in packed_few.cpp and packed_many.cpp
  *   unpacked.cpp  packed codes times float inputs
  *   columns.cpp   float weights, stored column by column
  *
@@ -64,7 +64,7 @@ struct Matrix : qslm_matrix {
 /* Inputs of one matrix for some tokens, as its kernel wants them. */
 struct Input {
     Buffer<int8_t> codes;  /* packed: [token][vector][plane][byte], zeros at the end */
-    Buffer<int8_t> raised; /* packed, below 8 bits: the same plus 128, unsigned */
+    Buffer<int8_t> raised; /* packed, where it raises: the same plus 128, unsigned */
     Buffer<float> scales;  /* packed: [token][group] */
     Buffer<int32_t> sums;  /* packed: of the codes of a group */
     Buffer<float> halves;  /* mid-rise: half the sum of the inputs of a group */
@@ -110,6 +110,10 @@ void multiply(const Product &product, int begin, int end, Scratch &scratch);
 int vectors(int row_bytes);
 void set(const Matrix &matrix, Input &input, int token, const float *x);
 ptrdiff_t codes_stride(const Matrix &matrix);
+/* Whether products of this matrix take raised inputs. */
+bool raises(const Matrix &matrix);
+/* Whether this processor has the instructions that the products are compiled to. */
+bool runs_here();
 const char *name();
 } // namespace packed
 

@@ -68,18 +68,6 @@ inline float sum(Floats v) {
 #endif
 }
 
-inline float largest(Floats v) {
-#ifdef __AVX512F__
-    return _mm512_reduce_max_ps(v);
-#else
-    alignas(64) float x[kLanes];
-    store(x, v);
-    for (int half = kLanes / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
-#endif
-}
-
 constexpr float kRounder = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers, half to even */
 
 /* e^x to 2 units in the last place; 0 below -87.3, and exactly 1 at 0. Polynomial: Cephes (Moshier), expf. */

@@ -1,4 +1,4 @@
-"""A bundle run by the runner's own engine: weights mapped from model.bin and used where they lie.
+"""A bundle run by the runner's own engine: weights of model.bin used as they are packed.
 
 Neither onnxruntime nor the graph is touched. The state lives in the engine and is moved on in place.
 """
@@ -6,8 +6,6 @@ Neither onnxruntime nor the graph is touched. The state lives in the engine and 
 from __future__ import annotations
 
 import ctypes
-import mmap
-from contextlib import suppress
 from ctypes import c_void_p
 from functools import lru_cache
 from typing import Any
@@ -20,6 +18,7 @@ from qslm_edge.bundle.tensors import TENSORS, MatrixEntry, TensorEntry, TensorTa
 from qslm_edge.errors import RuntimeFault
 from qslm_edge.runner.native.build import build
 from qslm_edge.runner.native.interface import ABI, CLASSIFIER, LANGUAGE_MODEL, Layer, Library, Matrix, Spec
+from qslm_edge.runner.native.weights import WeightMemory, copies_weights
 from qslm_edge.runner.runtime import NATIVE_CUDA
 from qslm_edge.runner.sessions.base import Array, Session, SessionOptions
 
@@ -27,7 +26,6 @@ __all__ = ["NativeCudaSession", "NativeSession", "NativeState", "native_library"
 
 WEIGHTS = "model.bin"
 N_STATE = 7
-_POPULATE_READ = 22  # madvise(2): bring pages in at once; Linux 5.14
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +70,8 @@ class NativeSession(Session):
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         super().__init__(bundle, options)
         self._library = native_library(options.engine == NATIVE_CUDA)
-        self._weights = _Weights(bundle)
+        self._copied = options.engine != NATIVE_CUDA and copies_weights()  # a GPU has its own copy anyway
+        self._weights = _Weights(bundle, self._copied)
         state = bundle.manifest["state"]
         self._n_layer, self._channels = int(state["n_layer"]), int(state["n_embd"])
         self._vocab_size = int(bundle.manifest["model"]["vocab_size"])
@@ -142,7 +141,7 @@ class NativeSession(Session):
             "provider": self.options.place,
             "threads": self.options.threads,
             "spinning": False,
-            "native": self._library.describe(),
+            "native": self._library.describe() + (", weights copied" if self._copied else ""),
         }
 
     @staticmethod
@@ -159,34 +158,20 @@ class NativeCudaSession(NativeSession):
 
 
 class _Weights:
-    """model.bin mapped into memory, and what the engine is told of it."""
+    """model.bin in memory, and what the engine is told of it."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        path = bundle.file(WEIGHTS)
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = np.frombuffer(self._map, np.uint8)
-        self._base = int(self._bytes.ctypes.data)
+    def __init__(self, bundle: Bundle, copied: bool) -> None:
+        self._memory = WeightMemory(bundle.file(WEIGHTS))
         if TENSORS in bundle.file_bytes or not bundle.file(TENSORS).exists():
-            self.table: TensorTable = read_tensors(bundle.file(TENSORS), len(self._bytes))
+            self.table: TensorTable = read_tensors(bundle.file(TENSORS), self._memory.size)
         else:  # a file that the manifest has no digest for is never used
             raise RuntimeFault(
                 "the manifest does not name the table of the weights", where=bundle.file(TENSORS)
             )
         self._layers: Any = None
-        self._bring_in()
-
-    def _bring_in(self) -> None:
-        """Map the pages of all but the embedding at once, where the system can: each fault costs more than reading it.
-
-        Of the embedding only the rows in use are ever touched.
-        """
-        begin = min(
-            (t.offset for name, t in self.table.tensors.items() if not name.startswith("emb")), default=0
-        )
-        begin -= begin % mmap.PAGESIZE
-        with suppress(OSError):
-            self._map.madvise(_POPULATE_READ, begin, len(self._bytes) - begin)
+        # of the embedding only the rows in use are ever touched
+        rest = (t.offset for name, t in self.table.tensors.items() if not name.startswith("emb"))
+        self._memory.bring_in(min(rest, default=0), copied)
 
     def spec(self, bundle: Bundle, threads: int) -> Spec:
         """The whole model, every shape held against the manifest.
@@ -260,4 +245,4 @@ class _Weights:
         )
 
     def _place(self, tensor: TensorEntry) -> int:
-        return self._base + tensor.offset
+        return self._memory.address(tensor.offset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from tests.helpers.native import library, needs_compiler
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of the test's own, and nothing of the user's choices."""
     monkeypatch.setenv("QSLM_EDGE_CACHE", str(tmp_path / "cache"))
     for name in (ISA_VARIABLE, LIBRARY_VARIABLE, "CXX"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    cpu_identity.cache_clear()
 
 
 @pytest.fixture
@@ -115,10 +118,29 @@ def test_instruction_sets_that_do_not_exist(compiler: Path, monkeypatch: pytest.
     monkeypatch.setenv(ISA_VARIABLE, "mmx")
     with pytest.raises(UsageError, match="QSLM_EDGE_NATIVE_ISA: unknown instruction set; found mmx"):
         build()
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(UsageError, match="NEON is of 64-bit ARM"):
+        build(isa="neon")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(UsageError, match="AVX2 is of x86-64"):
         build(isa="avx2")
-    assert "-mcpu=native" in build(isa="native").flags
+
+
+@pytest.mark.parametrize(
+    ("features", "native"),
+    [("fp asimd crc32 atomics asimddp", module.DOTPROD_FLAGS), ("fp asimd crc32", ("-mcpu=native",))],
+)
+def test_on_arm_the_features_of_the_core_decide(
+    features: str, native: tuple[str, ...], compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(module, "_cpuinfo", lambda: {"CPU part": "0xd42", "Features": features})
+    cpu_identity.cache_clear()
+    built = build(isa="native")
+    assert built.cpu.startswith("aarch64 0xd42 features ")
+    assert built.flags[-len(native) :] == native
+    assert build(isa="portable").flags[-len(native) - 1 :] == (*native, "-DQSLM_PORTABLE")
+    assert build(isa="neon").flags[-1:] == module.NEON_FLAGS
 
 
 @needs_compiler
