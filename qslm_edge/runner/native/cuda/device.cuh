@@ -125,10 +125,8 @@ struct Launcher {
     void operator()(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                     Arguments &&...arguments) const {
         cudaLaunchAttribute attribute{};
-#if CUDART_VERSION >= 12000
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
-#endif
         start(kernel, grid, threads, shared_bytes, attribute, overlap ? 1 : 0, std::forward<Arguments>(arguments)...);
     }
 
