@@ -1,11 +1,13 @@
 """Compiling the native engine on the machine that runs it, once, into the user's cache.
 
 The source travels in the package and in run.pyz. A library is kept under a digest of all that decides what it is:
-source, flags, compiler and processor; it is written aside and renamed, so that there is never half a library.
+source, flags (which name the GPU), compiler and processor; it is written aside and renamed, so that there is never half
+a library.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -24,7 +26,7 @@ from typing import Any
 from qslm_edge.errors import RuntimeFault, UsageError
 from qslm_edge.runner.observe import read_text
 
-__all__ = ["ISAS", "ISA_VARIABLE", "LIBRARY_VARIABLE", "Built", "build", "cpu_identity"]
+__all__ = ["ISAS", "ISA_VARIABLE", "LIBRARY_VARIABLE", "Built", "build", "cpu_identity", "gpu_flag"]
 
 ISA_VARIABLE, LIBRARY_VARIABLE = "QSLM_EDGE_NATIVE_ISA", "QSLM_EDGE_NATIVE_LIBRARY"
 ISAS = ("native", "avx2", "neon", "portable")
@@ -37,7 +39,7 @@ COMMON_FLAGS = (
 )
 NEON_FLAGS, DOTPROD_FLAGS = ("-march=armv8-a",), ("-march=armv8.2-a+dotprod",)
 _CUDA_FLAGS = (
-    *("-std=c++17", "-O3", "-arch=native", "-shared", "--cudart=static"),
+    *("-std=c++17", "-O3", "-shared", "--cudart=static"),
     *("-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden"),
 )
 
@@ -88,7 +90,9 @@ def build(cuda: bool = False, isa: str | None = None) -> Built:
     sources = _sources(cuda)
     compiler = _nvcc() if cuda else _compiler()
     flags = (
-        _CUDA_FLAGS if cuda else (*COMMON_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
+        (*_CUDA_FLAGS, gpu_flag())
+        if cuda
+        else (*COMMON_FLAGS, *_isa_flags(isa or os.environ.get(ISA_VARIABLE) or ISAS[0]))
     )
     version, cpu = _version(compiler), cpu_identity()
     facts = json.dumps([compiler, version, flags, cpu, sorted((n, d.decode()) for n, d in sources.items())])
@@ -162,6 +166,29 @@ def _cpuinfo() -> dict[str, str]:
 def _features(cpuinfo: dict[str, str]) -> list[str]:
     """Instructions that a core has, as Linux calls them."""
     return (cpuinfo.get("flags") or cpuinfo.get("Features") or "").split()
+
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # attributes of cuda.h
+
+
+def gpu_flag(library: Any | None = None) -> str:
+    """What tells nvcc the GPU that CUDA counts first: its compute capability, or to look for one itself.
+
+    Args:
+        library: stands in for libcuda in tests.
+    """
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        library = library or ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "-arch=native"
+    failed = (
+        library.cuInit(0)
+        or library.cuDeviceGet(ctypes.byref(device), 0)
+        or library.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        or library.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+    )
+    return "-arch=native" if failed else f"-arch=sm_{major.value}{minor.value}"
 
 
 def _sources(cuda: bool) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qslm_edge.bundle.reader import Bundle
 from qslm_edge.errors import RuntimeFault
 from qslm_edge.runner.gpu_memory import first_device
-from qslm_edge.runner.native.build import LIBRARY_VARIABLE, build
+from qslm_edge.runner.native.build import LIBRARY_VARIABLE, build, gpu_flag
 from qslm_edge.runner.runtime import NATIVE_CUDA
 from qslm_edge.runner.sessions import ENGINES, open_session
 from qslm_edge.runner.sessions.base import SessionOptions
@@ -80,6 +80,29 @@ def test_without_a_gpu_the_build_says_so(cache: None) -> None:
     assert caught.value.exit_code == 4
 
 
+class Driver:
+    """libcuda as far as it is asked for the GPU."""
+
+    def __init__(self, code: int, capability: tuple[int, int]) -> None:
+        self.code, self.capability = code, capability
+
+    def cuInit(self, *_: Any) -> int:  # noqa: N802 - the driver's name
+        return self.code
+
+    def cuDeviceGet(self, *_: Any) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, *_: Any) -> int:  # noqa: N802
+        value._obj.value = self.capability[attribute - 75]
+        return 0
+
+
+def test_the_flags_and_so_the_place_in_the_cache_name_the_gpu() -> None:
+    assert gpu_flag(Driver(0, (9, 0))) == "-arch=sm_90"
+    assert gpu_flag(Driver(0, (12, 1))) == "-arch=sm_121"
+    assert gpu_flag(Driver(100, (0, 0))) == "-arch=native"
+
+
 def kl(a: Array, b: Array) -> Array:
     """Of distributions b from a, in nats."""
     logs = [
@@ -109,19 +132,36 @@ def test_it_computes_what_the_graph_computes(level: str, cache: None, tmp_path: 
     assert "cuda" in str(gpu.describe()["native"])
 
 
-@needs_gpu
-@pytest.mark.parametrize("batch", [1, 4, 8, 20, 70, 200])
-def test_steps_agree_with_a_prompt_at_every_number_of_streams(
-    batch: int, cache: None, bundle: Bundle
-) -> None:
-    """Each has kernels of its own; from the second step on a CUDA graph runs, with 200 streams in two halves."""
-    tokens, gpu = random_tokens(4, batch), gpu_session(bundle)
-    wanted, _ = gpu.logits(tokens, gpu.initial_state(batch), 4)
-    state, steps = gpu.initial_state(batch), []
+def in_steps(gpu: NativeCudaSession, tokens: Array) -> Array:
+    """Logits of tokens [T, B], one token at a time."""
+    state, steps = gpu.initial_state(tokens.shape[1]), []
     for row in tokens:
         logits, state = gpu.logits(row[None], state, 1)
         steps.append(logits)
-    assert np.median(kl(wanted, np.concatenate(steps))) < 1e-4
+    return np.concatenate(steps)
+
+
+@needs_gpu
+@pytest.mark.parametrize("batch", [1, 4, 8, 16, 20, 40, 70, 200, 600])
+def test_steps_agree_with_a_prompt_at_every_number_of_streams(
+    batch: int, cache: None, bundle: Bundle
+) -> None:
+    """Steps have a kernel of their own, a prompt goes through others; 600 streams take their turns in it."""
+    tokens, gpu = random_tokens(4, batch), gpu_session(bundle)
+    wanted, _ = gpu.logits(tokens, gpu.initial_state(batch), 4)
+    assert np.median(kl(wanted, in_steps(gpu, tokens))) < 1e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("level", [*LEVELS, "2g32f"])
+@pytest.mark.parametrize("batch", [3, 9])
+def test_steps_agree_with_a_prompt_at_every_level(
+    level: str, batch: int, cache: None, tmp_path: Path
+) -> None:
+    given = exported_bundle(make_job(make_model("dense"), level, "lm", {}), tmp_path)
+    tokens, gpu = random_tokens(4, batch), gpu_session(given)
+    wanted, _ = gpu.logits(tokens, gpu.initial_state(batch), 4)
+    assert np.median(kl(wanted, in_steps(gpu, tokens))) < 1e-4
 
 
 @needs_gpu

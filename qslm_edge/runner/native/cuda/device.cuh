@@ -124,25 +124,37 @@ struct Launcher {
     template <class... Parameters, class... Arguments>
     void operator()(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                     Arguments &&...arguments) const {
-        if (shared_bytes > DEFAULT_SHARED_BYTES)
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-                  "shared memory of a kernel");
-#if CUDART_VERSION >= 12030
         cudaLaunchAttribute attribute{};
         attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attribute.val.programmaticStreamSerializationAllowed = 1;
+        start(kernel, grid, threads, shared_bytes, attribute, overlap ? 1 : 0, std::forward<Arguments>(arguments)...);
+    }
+
+    /* All blocks run at once, so that they may wait for each other. */
+    template <class... Parameters, class... Arguments>
+    void together(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                  Arguments &&...arguments) const {
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+        start(kernel, grid, threads, shared_bytes, attribute, 1, std::forward<Arguments>(arguments)...);
+    }
+
+  private:
+    template <class... Parameters, class... Arguments>
+    void start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+               cudaLaunchAttribute &attribute, int attributes, Arguments &&...arguments) const {
+        if (shared_bytes > DEFAULT_SHARED_BYTES)
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+                  "shared memory of a kernel");
         cudaLaunchConfig_t config{};
         config.gridDim = grid;
         config.blockDim = dim3(unsigned(threads));
         config.dynamicSmemBytes = shared_bytes;
         config.stream = stream;
         config.attrs = &attribute;
-        config.numAttrs = overlap ? 1 : 0;
+        config.numAttrs = unsigned(attributes);
         check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...), "kernel launch");
-#else
-        kernel<<<grid, threads, shared_bytes, stream>>>(Parameters(std::forward<Arguments>(arguments))...);
-        check(cudaGetLastError(), "kernel launch");
-#endif
     }
 };
 

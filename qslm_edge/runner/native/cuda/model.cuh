@@ -6,49 +6,57 @@
 #include <string>
 #include <vector>
 
-#include "layer.cuh"
+#include "head.cuh"
+#include "rows.cuh"
+#include "step.cuh"
 
 namespace qslm {
 
-enum Part { ATT_X, FFN_X, WKV_A, WKV_B, WKV_P, MEMBRANE_1, MEMBRANE_2, PARTS };
-
 struct Layer {
     Memory vectors; // all that is [C], one after the other
-    const float *ln1_weight, *ln1_bias, *ln2_weight, *ln2_bias, *att_mix, *first, *decay, *ffn_mix;
-    OwnedMatrix key, value, receptance, output, ffn_key, ffn_receptance, ffn_value;
+    OwnedMatrix matrices[MATRICES];
+    LayerView view;
 
     Layer(const qslm_layer &layer, int channels, int index) {
+        LayerVectors &v = view.vectors;
         struct Piece {
             const float *from;
             int count;
             const float **to;
-        } pieces[] = {{layer.ln1_weight, 1, &ln1_weight}, {layer.ln1_bias, 1, &ln1_bias},
-                      {layer.ln2_weight, 1, &ln2_weight}, {layer.ln2_bias, 1, &ln2_bias},
-                      {layer.att_mix, 3, &att_mix},       {layer.time_first, 1, &first},
-                      {layer.decay, 1, &decay},           {layer.ffn_mix, 2, &ffn_mix}};
+        } pieces[] = {{layer.ln1_weight, 1, &v.norm_weight[0]}, {layer.ln1_bias, 1, &v.norm_bias[0]},
+                      {layer.ln2_weight, 1, &v.norm_weight[1]}, {layer.ln2_bias, 1, &v.norm_bias[1]},
+                      {layer.att_mix, 3, &v.mix[0]},            {layer.time_first, 1, &v.first},
+                      {layer.decay, 1, &v.decay},               {layer.ffn_mix, 2, &v.mix[1]}};
         std::vector<float> host;
         for (const Piece &piece : pieces) host.insert(host.end(), piece.from, piece.from + piece.count * channels);
         vectors = Memory::copy_of(host.data(), host.size() * sizeof(float), "vectors");
         const float *at = vectors.as<float>();
         for (const Piece &piece : pieces) *piece.to = at, at += piece.count * channels;
         const std::string block = "blocks." + std::to_string(index);
-        auto matrix = [&](const qslm_matrix &m, const char *name, int rows, int columns) {
-            require(m.rows == rows && m.columns == columns, block + name + ": unexpected shape");
-            return OwnedMatrix(m, block + name);
-        };
         const int hidden = layer.ffn_key.rows;
-        key = matrix(layer.att_key, ".att.key", channels, channels);
-        value = matrix(layer.att_value, ".att.value", channels, channels);
-        receptance = matrix(layer.att_receptance, ".att.receptance", channels, channels);
-        output = matrix(layer.att_output, ".att.output", channels, channels);
-        ffn_key = matrix(layer.ffn_key, ".ffn.key", hidden, channels);
-        ffn_receptance = matrix(layer.ffn_receptance, ".ffn.receptance", channels, channels);
-        ffn_value = matrix(layer.ffn_value, ".ffn.value", channels, hidden);
+        const struct {
+            const qslm_matrix &matrix;
+            const char *name;
+            int rows, columns;
+        } given[MATRICES] = {{layer.att_key, ".att.key", channels, channels},
+                             {layer.att_value, ".att.value", channels, channels},
+                             {layer.att_receptance, ".att.receptance", channels, channels},
+                             {layer.att_output, ".att.output", channels, channels},
+                             {layer.ffn_key, ".ffn.key", hidden, channels},
+                             {layer.ffn_receptance, ".ffn.receptance", channels, channels},
+                             {layer.ffn_value, ".ffn.value", channels, hidden}};
+        for (int i = 0; i < MATRICES; ++i) {
+            require(given[i].matrix.rows == given[i].rows && given[i].matrix.columns == given[i].columns,
+                    block + given[i].name + ": unexpected shape");
+            matrices[i] = OwnedMatrix(given[i].matrix, block + given[i].name);
+            view.matrices[i] = matrices[i].view;
+        }
     }
 };
 
 struct Sizes {
     int layers, channels, hidden, vocabulary; // hidden: of the widest layer
+    int groups, hidden_groups;                // at most, of a row of C and of hidden columns
     bool classifier;
     float p_init;
     int stride() const { return padded(channels); }
@@ -112,13 +120,13 @@ struct Staging {
 
 struct qslm_model {
     qslm::Sizes sizes;
-    qslm::Stream stream, side; // side: half of the streams of a large step
-    qslm::Event fork, join;
-    qslm::Launcher launch, launch_aside;
-    int shared_limit; // bytes of shared memory that a block can have
+    qslm::Stream stream;
+    qslm::Launcher launch;
+    int shared_limit, multiprocessors; // bytes of shared memory that a block can have; of the GPU
     qslm::Memory ends; // ln0, ln_out
     const float *ln0_weight, *ln0_bias, *ln_out_weight, *ln_out_bias;
     std::vector<std::unique_ptr<qslm::Layer>> layers;
+    qslm::Memory views; // of the layers, on the device
     qslm::Embedding embedding{};
     qslm::Memory embedding_codes, embedding_scales, embedding_zeros;
     qslm::OwnedMatrix head;
@@ -142,15 +150,16 @@ struct qslm_state {
     int batch;
     qslm::Memory parts; // [7 L, batch, C]
     qslm::Workspace step;
-    bool stepped = false;
-    cudaGraphExec_t graph = nullptr; // a step of one token, with logits
+    qslm::Memory arrived, tasks;     // of the groups and the blocks of a step
+    const float *logits = nullptr;   // where the last step left them
+    cudaGraphExec_t graph = nullptr; // a step that leaves them there
 
     qslm_state(qslm_model *model, int batch)
         : model(model), batch(batch),
           parts(qslm::Memory::device(size_t(qslm::PARTS) * model->sizes.layers * batch * model->sizes.channels *
                                          sizeof(float),
                                      "state")),
-          step(model->sizes, batch, batch) {}
+          step(model->sizes, batch, batch), arrived(qslm::Memory::device(2 * batch * sizeof(unsigned), "state")) {}
     qslm_state(const qslm_state &) = delete;
     ~qslm_state() {
         if (graph) cudaGraphExecDestroy(graph);
@@ -167,15 +176,15 @@ inline qslm_model::qslm_model(const qslm_spec &spec) {
     const int channels = spec.n_embd;
     require(channels <= CHANNELS_AT_MOST, std::to_string(channels) + " channels; this backend takes up to " +
                                               std::to_string(CHANNELS_AT_MOST));
-    sizes = {spec.n_layer, channels, 0, spec.vocab_size, spec.kind == QSLM_CLASSIFIER, spec.p_init};
+    sizes = {spec.n_layer, channels, 0, spec.vocab_size, 0, 0, spec.kind == QSLM_CLASSIFIER, spec.p_init};
     launch.stream = stream.stream;
     int device = 0, major = 0, driver = 0;
     check(cudaGetDevice(&device), "device");
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
     check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
     check(cudaDriverGetVersion(&driver), "driver");
     launch.overlap = major >= 9 && driver >= PROGRAMMATIC_LAUNCH && CUDART_VERSION >= PROGRAMMATIC_LAUNCH;
-    launch_aside = launch, launch_aside.stream = side.stream;
 
     std::vector<float> host;
     for (const float *vector : {spec.ln0_weight, spec.ln0_bias, spec.ln_out_weight, spec.ln_out_bias})
@@ -205,7 +214,14 @@ inline qslm_model::qslm_model(const qslm_spec &spec) {
     for (int i = 0; i < spec.n_layer; ++i) {
         layers.push_back(std::make_unique<Layer>(spec.layers[i], channels, i));
         sizes.hidden = std::max(sizes.hidden, spec.layers[i].ffn_key.rows);
+        for (int j = 0; j < MATRICES; ++j) {
+            int &most = j == FFN_VALUE ? sizes.hidden_groups : sizes.groups;
+            most = std::max(most, layers.back()->view.matrices[j].groups);
+        }
     }
+    std::vector<LayerView> seen;
+    for (const auto &layer : layers) seen.push_back(layer->view);
+    views = Memory::copy_of(seen.data(), seen.size() * sizeof(LayerView), "vectors");
     if (!sizes.classifier) {
         require(spec.head.rows == spec.vocab_size && spec.head.columns == channels, "head: unexpected shape");
         head = OwnedMatrix(spec.head, "head");

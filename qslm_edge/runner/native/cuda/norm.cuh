@@ -1,7 +1,6 @@
 /* Embedding, layer normalisation and time mix: what stands in front of the products.
  *
- * Inputs of a product leave as float16. In a step of few streams every block of the product makes them for itself, in
- * shared memory: cheaper than a kernel more. With many rows they are made once, in global memory.
+ * Inputs of a product leave as float16. A step makes them for itself (step.cuh).
  */
 #pragma once
 
@@ -70,7 +69,7 @@ template <int MIXES> struct OwnNorm {
         return (x - s.mean) * s.scale * weight[i] + bias[i];
     }
     __device__ __forceinline__ __half mixed(int m, int i, float h, float previous) const {
-        return __float2half_rn(h * mix[m][i] + previous * (1.f - mix[m][i]));
+        return __float2half_rn(previous + (h - previous) * mix[m][i]);
     }
 };
 
@@ -78,12 +77,13 @@ template <int MIXES> struct OwnNorm {
 struct OwnRow {
     float x[OWN], pivot, sum = 0.f, squares = 0.f;
 
-    __device__ __forceinline__ OwnRow(const float *row, int channels) {
-        pivot = row[0];
+    /* load: of a channel's value. */
+    template <class Load> __device__ __forceinline__ OwnRow(Load load, int channels) {
+        pivot = load(0);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const int c = threadIdx.x + i * blockDim.x;
-            x[i] = c < channels ? row[c] : pivot;
+            x[i] = c < channels ? load(c) : pivot;
         }
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -93,56 +93,7 @@ struct OwnRow {
     }
 };
 
-/* Shared memory that `norm_inputs` takes, in floats. */
-__host__ __device__ constexpr int norm_scratch(int rows, int warps) { return 2 * rows * warps; }
-
-/* Inputs of the products of a step: out [max(MIXES, 1), rows, stride] in shared memory; waits for earlier kernels.
- *
- * The block writes the carry of channels [first, last) alone. It must be wide enough: OWN channels a thread.
- */
-template <int MIXES>
-__device__ __forceinline__ void norm_inputs(const Norm &norm, const float *x, int rows, int channels, __half *out,
-                                            int stride, float *scratch, int first, int last) {
-    const int warps = blockDim.x / 32;
-    float2 *sums = reinterpret_cast<float2 *>(scratch); // [rows, warps]
-    const OwnNorm<MIXES> own(norm, channels);
-    for (int c = channels + threadIdx.x; c < stride; c += blockDim.x) // columns that fill the last chunk
-        for (int i = 0; i < max(MIXES, 1) * rows; ++i) out[i * stride + c] = __half(0.f);
-    after_previous();
-    float previous[OWN]; // of the first row, under way with x
-    if (MIXES > 0) {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) previous[i] = norm.previous[min(int(threadIdx.x + i * blockDim.x), channels - 1)];
-    }
-    for (int row = 0; row < rows; ++row) {
-        OwnRow mine(x + size_t(row) * channels, channels);
-        float sum = warp_sum(mine.sum), squares = warp_sum(mine.squares);
-        if (threadIdx.x % 32 == 0) sums[row * warps + threadIdx.x / 32] = make_float2(sum, squares);
-    }
-    __syncthreads();
-    for (int row = 0; row < rows; ++row) {
-        const float *values = x + size_t(row) * channels;
-        float2 all = {0.f, 0.f};
-        for (int warp = 0; warp < warps; ++warp)
-            all.x += sums[row * warps + warp].x, all.y += sums[row * warps + warp].y;
-        const Statistics s = statistics_of(all.x, all.y, values[0], channels);
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const int c = threadIdx.x + i * blockDim.x;
-            if (c >= channels) continue;
-            const size_t at = size_t(row) * channels + c;
-            const float h = own.normed(i, values[c], s);
-            if (MIXES == 0) out[row * stride + c] = __float2half_rn(h);
-            else if (row > 0) previous[i] = norm.previous[at];
-#pragma unroll
-            for (int m = 0; m < MIXES; ++m) out[(m * rows + row) * stride + c] = own.mixed(m, i, h, previous[i]);
-            if (MIXES > 0 && c >= first && c < last) norm.carry[at] = h;
-        }
-    }
-    __syncthreads();
-}
-
-/* The same for many rows [tokens, batch], one block each: out [max(MIXES, 1), rows, stride] in global memory. */
+/* Inputs of products, out [max(MIXES, 1), rows, stride], for rows [tokens, batch], one block each. */
 template <int MIXES>
 __global__ void norm_rows(Norm norm, const float *x, int tokens, int batch, int channels, __half *out, int stride) {
     __shared__ float2 scratch[2][WARPS_AT_MOST]; // of this row, and of the token before
@@ -158,9 +109,10 @@ __global__ void norm_rows(Norm norm, const float *x, int tokens, int batch, int 
         for (int i = 0; i < OWN; ++i)
             previous[i] = norm.previous[stream + min(int(threadIdx.x + i * blockDim.x), channels - 1)];
     }
-    OwnRow mine(values, channels);
+    OwnRow mine([=](int c) { return values[c]; }, channels);
     if (MIXES > 0 && token > 0) {
-        OwnRow earlier(values - size_t(batch) * channels, channels);
+        const float *before = values - size_t(batch) * channels;
+        OwnRow earlier([=](int c) { return before[c]; }, channels);
         const Statistics s = block_statistics(earlier.sum, earlier.squares, earlier.pivot, channels, scratch[1]);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) previous[i] = own.normed(i, earlier.x[i], s);
@@ -220,7 +172,7 @@ __global__ void embed(Embedding table, Norm norm, const int64_t *tokens, int cha
     const int64_t token = tokens[blockIdx.x];
     for (int c = threadIdx.x; c < channels; c += blockDim.x) values[c] = embedded(table, token, c, channels);
     __syncthreads();
-    OwnRow mine(values, channels);
+    OwnRow mine([=](int c) { return values[c]; }, channels);
     const Statistics s = block_statistics(mine.sum, mine.squares, mine.pivot, channels, scratch);
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
@@ -240,7 +192,7 @@ __global__ void pool(Norm norm, const float *x, const float *mask, int tokens, i
     for (int token = 0; token < tokens; ++token) {
         const size_t row = size_t(token) * batch + stream;
         const float kept = mask[row];
-        OwnRow mine(x + row * channels, channels);
+        OwnRow mine([=](int c) { return x[row * channels + c]; }, channels);
         __syncthreads(); // the sums of the token before are still read
         const Statistics s = block_statistics(mine.sum, mine.squares, mine.pivot, channels, scratch);
 #pragma unroll

@@ -17,6 +17,13 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* The first of a sum: what d holds before does not count. */
+__device__ __forceinline__ void mma_first(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+}
+
 __device__ __forceinline__ unsigned subtract(unsigned a, unsigned b) {
     __half2 c = __hsub2(*reinterpret_cast<__half2 *>(&a), *reinterpret_cast<__half2 *>(&b));
     return *reinterpret_cast<unsigned *>(&c);
@@ -37,6 +44,13 @@ template <int BITS> __device__ __forceinline__ unsigned zero_point(unsigned reco
 
 __device__ __forceinline__ float scale_of(unsigned record) { return __uint_as_float(record & 0xffff0000u); }
 
+/* (value & MASK) | BITS in one instruction; left to itself the compiler takes two. */
+template <unsigned MASK, unsigned BITS> __device__ __forceinline__ unsigned mask_or(unsigned value) {
+    unsigned result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "n"(MASK), "n"(BITS));
+    return result;
+}
+
 /* Operand A of product `step` of a chunk: bits of codes become float16 64 + q (or 1024 + q), less the zero point. */
 template <int BITS>
 __device__ __forceinline__ void operand(unsigned (&a)[4], const uint4 *codes, int step, unsigned zero_low,
@@ -49,10 +63,10 @@ __device__ __forceinline__ void operand(unsigned (&a)[4], const uint4 *codes, in
         if (BITS == 16) {
             a[reg] = w;
         } else if (BITS == 8) {
-            a[reg] = subtract(subtract((w >> bit & 0x00ff00ffu) | 0x64006400u, 0x64006400u), zero);
+            a[reg] = subtract(subtract(mask_or<0x00ff00ffu, 0x64006400u>(w >> bit), 0x64006400u), zero);
         } else {
             constexpr unsigned MASK = BITS == 4 ? 0x00f000f0u : 0x00300030u; // the bits above 1/16 of 64
-            a[reg] = subtract(((bit < 4 ? w << (4 - bit) : w >> (bit - 4)) & MASK) | 0x54005400u, zero);
+            a[reg] = subtract(mask_or<MASK, 0x54005400u>(bit < 4 ? w << (4 - bit) : w >> (bit - 4)), zero);
         }
     }
 }
@@ -92,10 +106,26 @@ template <int NT_, int WR_, int WS_, int BLOCKS_ = 1> struct Shape {
     static_assert(ROWS % (THREADS / (WINDOW / 8)) == 0, "a window is copied in whole passes of the block");
 };
 
-__device__ __forceinline__ void copy_ahead(__half *to, const __half *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from)
-                 : "memory");
+/* A copy to shared memory that does not wait; copies are counted in groups. */
+template <int BYTES = 16> __device__ __forceinline__ void copy_ahead(void *to, const void *from) {
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+                     "l"(from)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+                     "l"(from), "n"(BYTES)
+                     : "memory");
 }
+__device__ __forceinline__ void copies_end_here() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int UNDER_WAY> __device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(UNDER_WAY) : "memory");
+}
+
+constexpr int SHARED_ALIGNMENT = 16;
+
+/* Inputs of a product in shared memory: stride that keeps the lanes of a warp in different banks. */
+__host__ __device__ constexpr int shared_stride(int columns) { return padded(columns) + 32; }
 
 /* Inputs of a block: rows [row, row + ROWS) of `rows`, at `stride`. */
 struct Inputs {
@@ -144,14 +174,14 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, co
                 copy_ahead(to + pass * ROWS_A_PASS * S::STRIDE, from + size_t(source) * in.stride);
             }
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        copies_end_here();
     };
     fetch(0);
     ready();
 #pragma unroll
     for (int window = 0; window < S::STAGES - 1; ++window) copy_window(window);
     for (int window = 0; window < windows; ++window) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(S::STAGES - 2) : "memory");
+        wait_for_copies<S::STAGES - 2>();
         __syncthreads();
         copy_window(window + S::STAGES - 1);
         uint4 now[VECTORS];
@@ -178,13 +208,13 @@ __device__ __forceinline__ void multiply(const Matrix &m, int tile, int part, co
                 asm volatile("" ::: "memory");               // and no inputs before their time
                 uint4 inputs[TOGETHER];
                 float sums[TOGETHER][4]; // of codes; a pair lies within a group
-                clear(sums);
 #pragma unroll
                 for (int j = 0; j < TOGETHER; ++j)
                     inputs[j] = *reinterpret_cast<const uint4 *>(x + (from + j) * 8 * S::STRIDE + p * PAIR);
 #pragma unroll
                 for (int j = 0; j < TOGETHER; ++j)
-                    mma(BITS == 16 ? acc[from + j] : sums[j], a[0], inputs[j].x, inputs[j].y);
+                    if (BITS == 16) mma(acc[from + j], a[0], inputs[j].x, inputs[j].y);
+                    else mma_first(sums[j], a[0], inputs[j].x, inputs[j].y);
 #pragma unroll
                 for (int j = 0; j < TOGETHER; ++j)
                     mma(BITS == 16 ? acc[from + j] : sums[j], a[1], inputs[j].z, inputs[j].w);
@@ -210,68 +240,7 @@ __device__ __forceinline__ void multiply_block(const Matrix &m, int tile, int pa
     }
 }
 
-/* acc += one tile times up to 8 inputs, chunks [first, last): a step, where waiting is all, so that several chunks are
- * under way at once.
- *
- * x: this lane's place in its input, i.e. row lane / 4, column 8 (lane % 4).
- */
-template <int BITS>
-__device__ __forceinline__ void multiply_few(const Matrix &m, int tile, int first, int last, const __half *x,
-                                             float (&acc)[1][4]) {
-    constexpr int PAIRS = chunk_columns(BITS) / PAIR, VECTORS = chunk_vectors(BITS), DEPTH = BITS == 2 ? 2 : 4;
-    const int lane = threadIdx.x % 32;
-    const uint4 *codes = m.codes + size_t(tile) * m.chunks * VECTORS * 32 + lane;
-    const uint2 *records = m.scales + size_t(tile) * m.groups * 8 + lane / 4;
-    for (int begin = first; begin < last; begin += DEPTH) {
-        uint4 now[DEPTH][VECTORS], inputs[DEPTH][PAIRS];
-        uint2 record[DEPTH][PAIRS];
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            const int chunk = min(begin + d, last - 1);
-#pragma unroll
-            for (int v = 0; v < VECTORS; ++v) now[d][v] = __ldg(codes + (chunk * VECTORS + v) * 32);
-#pragma unroll
-            for (int p = 0; p < PAIRS; ++p) {
-                const int pair = chunk * PAIRS + p;
-                inputs[d][p] = *reinterpret_cast<const uint4 *>(x + pair * PAIR);
-                if (BITS < 16) record[d][p] = __ldg(records + (pair >> m.group_shift) * 8);
-            }
-        }
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (begin + d >= last) break;
-#pragma unroll
-            for (int p = 0; p < PAIRS; ++p) {
-                float sums[4] = {0.f, 0.f, 0.f, 0.f};
-                unsigned low = 0, high = 0, a[4];
-                if (BITS < 16) low = zero_point<BITS>(record[d][p].x), high = zero_point<BITS>(record[d][p].y);
-                operand<BITS>(a, now[d], 2 * p, low, high);
-                mma(sums, a, inputs[d][p].x, inputs[d][p].y);
-                operand<BITS>(a, now[d], 2 * p + 1, low, high);
-                mma(sums, a, inputs[d][p].z, inputs[d][p].w);
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    unsigned half = e < 2 ? record[d][p].x : record[d][p].y;
-                    acc[0][e] += BITS < 16 ? sums[e] * scale_of(half) : sums[e];
-                }
-            }
-        }
-    }
-}
-
-/* The share `part` of `parts` of such a product's chunks, whatever the width of the matrix. */
-__device__ __forceinline__ void multiply_few(const Matrix &m, int tile, int part, int parts, const __half *x,
-                                             float (&acc)[1][4]) {
-    int first = m.chunks * part / parts, last = m.chunks * (part + 1) / parts;
-    switch (m.bits) {
-    case 2: return multiply_few<2>(m, tile, first, last, x, acc);
-    case 4: return multiply_few<4>(m, tile, first, last, x, acc);
-    case 8: return multiply_few<8>(m, tile, first, last, x, acc);
-    default: return multiply_few<16>(m, tile, first, last, x, acc);
-    }
-}
-
-/* Calls for that share into the L2 cache: what can be done before the inputs are there. */
+/* Calls for the share `part` of `parts` of a tile into the L2 cache: what can be done before the inputs are there. */
 __device__ __forceinline__ void prefetch_part(const Matrix &m, int tile, int part, int parts) {
     if (tile >= m.tiles) return;
     const int lane = threadIdx.x % 32, vectors = chunk_vectors(m.bits) * 32;

@@ -1,7 +1,7 @@
 /* The native backend for NVIDIA GPUs: qslm.h over CUDA. Built as one unit: nvcc -shared qslm_cuda.cu.
  *
- * A step of one token is captured into a CUDA graph the second time it runs; prompts and windows go through in chunks.
- * Results go where the caller says: memory of the GPU or pinned memory directly, other memory through pinned buffers.
+ * Prompts and windows go through in chunks. Results go where the caller says: memory of the GPU or pinned memory
+ * directly, other memory through pinned buffers.
  */
 #include <cstdio>
 #include <new>
@@ -28,21 +28,25 @@ template <class Work> int guarded(char *error, size_t error_bytes, Work work) {
     }
 }
 
-inline bool reachable(const void *pointer) {
+inline cudaMemoryType kind_of(const void *pointer) {
     cudaPointerAttributes attributes{};
     check(cudaPointerGetAttributes(&attributes, pointer), "result");
-    return attributes.type != cudaMemoryTypeUnregistered;
+    return attributes.type;
 }
 
 /* Hands results out piece by piece: a piece is fetched while the next one is computed. */
 class Delivery {
   public:
-    Delivery(qslm_model &model, float *out) : m_(model), out_(out), direct_(reachable(out)) {}
+    Delivery(qslm_model &model, float *out) : m_(model), out_(out), kind_(kind_of(out)) {}
+
+    /* Where a kernel may write the whole result at once: where it is wanted, else `buffer`. */
+    float *target(float *buffer) const { return kind_ == cudaMemoryTypeDevice ? out_ : buffer; }
 
     void fetch(const float *from, size_t floats) {
+        if (from == out_) return;
         size_t bytes = floats * sizeof(float);
         cudaStream_t stream = m_.stream.stream;
-        if (direct_) {
+        if (kind_ != cudaMemoryTypeUnregistered) {
             check(cudaMemcpyAsync(out_ + done_, from, bytes, cudaMemcpyDefault, stream), "result");
             done_ += floats;
             return;
@@ -67,41 +71,27 @@ class Delivery {
     }
     qslm_model &m_;
     float *out_;
-    bool direct_;
+    cudaMemoryType kind_;
     size_t done_ = 0, pending_ = 0;
     int turn_ = 0;
 };
 
-constexpr int TWO_HALVES = 192; // streams from which on a step is two chains of kernels: 1.19 times as fast at 256
-
-/* A step of one token with all its logits in one piece, as a graph from the second time on. */
-inline void step(qslm_model &m, qslm_state &s) {
+/* A step as a graph from the second time on that its logits go to the same place; false where it is not one kernel. */
+inline bool step(qslm_model &m, qslm_state &s, float *logits) {
     cudaStream_t stream = m.stream.stream;
-    auto streams = [&](const Launcher &launch, int first, int count) {
-        Forward forward(m, s, s.step, launch, 1, first, count);
-        forward.layers();
-        forward.head(0, count);
-    };
-    auto work = [&] {
-        if (s.batch < TWO_HALVES) return streams(m.launch, 0, s.batch);
-        const int half = s.batch / 2; // kernels of one half fill the gaps between those of the other
-        check(cudaEventRecord(m.fork.event, stream), "fork");
-        check(cudaStreamWaitEvent(m.side.stream, m.fork.event, 0), "fork");
-        streams(m.launch, 0, half);
-        streams(m.launch_aside, half, s.batch - half);
-        check(cudaEventRecord(m.join.event, m.side.stream), "join");
-        check(cudaStreamWaitEvent(stream, m.join.event, 0), "join");
-    };
-    if (!s.stepped) { // kernels are loaded when they first run, which a capture cannot do
-        work();
-        s.stepped = true;
-        return;
+    Forward forward(m, s, s.step, 1);
+    if (s.logits != logits) { // kernels are loaded when they first run, which a capture cannot do
+        if (s.graph) cudaGraphExecDestroy(s.graph);
+        s.graph = nullptr;
+        if (!forward.step(logits)) return false;
+        s.logits = logits;
+        return true;
     }
     if (!s.graph) {
         cudaGraph_t graph = nullptr;
         check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
         try {
-            work();
+            forward.step(logits);
         } catch (const Failure &) {
             cudaStreamEndCapture(stream, &graph);
             if (graph) cudaGraphDestroy(graph);
@@ -114,6 +104,7 @@ inline void step(qslm_model &m, qslm_state &s) {
         check(status, "graph");
     }
     check(cudaGraphLaunch(s.graph, stream), "graph");
+    return true;
 }
 
 /* Tokens [n_tokens, batch] in chunks of rows, each through all layers. */
@@ -125,9 +116,11 @@ inline void run(qslm_model &m, qslm_state &s, const int64_t *tokens, int n_token
     Delivery delivery(m, out);
     if (n_tokens == 1 && !z.classifier && batch <= s.step.logit_rows) {
         std::memcpy(s.step.tokens.as<void>(), tokens, size_t(batch) * sizeof *tokens);
-        step(m, s);
-        delivery.fetch(s.step.logits.as<float>(), size_t(batch) * z.vocabulary);
-        return delivery.finish();
+        float *logits = delivery.target(s.step.logits.as<float>());
+        if (step(m, s, logits)) {
+            delivery.fetch(logits, size_t(batch) * z.vocabulary);
+            return delivery.finish();
+        }
     }
     const int at_once = std::min(n_tokens, std::max(1, CHUNK_ROWS / batch));
     Workspace &w = at_once == 1 ? s.step : m.workspace(at_once * batch, batch);
@@ -141,7 +134,7 @@ inline void run(qslm_model &m, qslm_state &s, const int64_t *tokens, int n_token
             check(cudaMemcpyAsync(w.mask.as<void>(), mask + size_t(begin) * batch, rows * sizeof(float),
                                   cudaMemcpyDefault, stream),
                   "mask");
-        Forward forward(m, s, w, m.launch, count, 0, batch);
+        Forward forward(m, s, w, count);
         forward.layers();
         if (z.classifier) {
             forward.pooled();

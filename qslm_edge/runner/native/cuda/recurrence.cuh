@@ -1,6 +1,7 @@
-/* The two recurrences: SRWKV's weighted average and the LIF neuron, operation by operation as the torch model has them.
+/* What stands between the products: activations, SRWKV's weighted average and the LIF neuron, operation by operation as
+ * the torch model has them.
  *
- * A thread owns a channel of a stream, so state is read and written in place.
+ * In a scan a thread owns a channel of a stream, so state is read and written in place.
  */
 #pragma once
 
@@ -11,7 +12,14 @@ namespace qslm {
 constexpr int SCAN_THREADS = 64;
 constexpr int SCAN_AHEAD = 8; // tokens whose inputs are under way
 
+constexpr float HIDDEN_UNIT = 64.f; // squares are kept in units of it: float16 then reaches 4.1 million
+
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+
+__device__ __forceinline__ __half squared_relu(float x) {
+    const float hidden = fmaxf(x, 0.f);
+    return __float2half_rn(fminf(hidden * hidden * (1.f / HIDDEN_UNIT), 65504.f));
+}
 
 /* One token of WKV; (a, b, p) move on. */
 __device__ __forceinline__ float wkv(float k, float v, float first, float decay, float &a, float &b, float &p) {
@@ -47,7 +55,7 @@ struct Carry {
 
 /* gated [tokens, batch, stride] = gate * wkv(k, v); k, v, gate [tokens, batch, C]. */
 __global__ void __launch_bounds__(SCAN_THREADS)
-    scan_wkv(Average average, Carry carry, const float *__restrict__ k, const float *__restrict__ v,
+    scan_wkv(Average average, const float *__restrict__ k, const float *__restrict__ v,
              const float *__restrict__ gate, int tokens, int batch, int channels, __half *__restrict__ gated,
              int stride) {
     let_next_start();
@@ -72,10 +80,9 @@ __global__ void __launch_bounds__(SCAN_THREADS)
             }
     }
     average.a[at] = a, average.b[at] = b, average.p[at] = p;
-    carry.to[at] = carry.from[at];
 }
 
-/* x [tokens, batch, C] += spikes of the currents; `carry.from` may be null. */
+/* x [tokens, batch, C] += spikes of the currents; what the norm left is moved to the state. */
 __global__ void __launch_bounds__(SCAN_THREADS)
     scan_lif(float *__restrict__ membrane, Carry carry, const float *__restrict__ current, int tokens, int streams,
              float *__restrict__ x) {
@@ -96,7 +103,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
             if (begin + i < tokens) x[size_t(begin + i) * streams + at] = residual[i] + fire(currents[i], v);
     }
     membrane[at] = v;
-    if (carry.from) carry.to[at] = carry.from[at];
+    carry.to[at] = carry.from[at];
 }
 
 } // namespace qslm
