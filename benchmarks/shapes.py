@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,7 +93,23 @@ def bundle(shape: Shape, setting: str, place: Path) -> Path:
             words += ["--model", str(checkpoint(shape, place)), "--embedding", "dense"]
         _run(words)
         stamp.write_text(exporter_digest(), "utf-8")
+    _as_deployed(target / "model.bin")
     return target
+
+
+def _as_deployed(weights: Path) -> None:
+    """Read the weights from the disk once, as after a copy and a start of the board.
+
+    What was just written lies in the page cache in pages of 4 KiB; what is read into an empty one may lie in larger
+    ones, which a mapping then has, and that alone makes a step up to a third faster.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with weights.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while file.read(2**22):
+            pass
 
 
 @cache
