@@ -294,7 +294,8 @@ def _compile(work: Path, sources: dict[str, bytes], command: list[str], cuda: bo
             "the native engine does not compile",
             where=command[0],
             found=first.strip()[:300],
-            hint=f"let {'NVCC' if cuda else 'CXX'} name another compiler, or choose another --engine",
+            hint=("build where the GPU is, let NVCC" if cuda else "let CXX")
+            + " name another compiler, or choose another --engine",
         )
 
 
