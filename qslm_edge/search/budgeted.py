@@ -128,10 +128,14 @@ class BudgetedSearch:
         if self._accepted == len(self.allocations):
             return
         most = int(self.allocations.bytes[self._accepted])
+        known = [trial.setting for trial in self.trials]
         near = [
-            (size, setting) for setting, size in self.uniform if 0 < most - size <= NEAR * self.float_bytes
+            (size, setting)
+            for setting, size in self.uniform
+            if 0 < most - size <= NEAR * self.float_bytes and setting not in known
         ]
-        for size, setting in sorted(near, key=lambda one: -one[0])[: self.max_steps - len(self.trials)]:
+        left = max(self.max_steps - len(self.trials), 0)
+        for size, setting in sorted(near, key=lambda one: -one[0])[:left]:
             step = f"{size / 1e6:.2f} MB, one level"
             self.announce(f"knapsack: {step}")
             self.trials.append(self.judged(setting, "knapsack", step))

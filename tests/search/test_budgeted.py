@@ -224,6 +224,27 @@ def test_one_level_for_all_is_found_where_predictions_are_too_rough_for_it(
     assert seen
 
 
+@pytest.mark.parametrize("max_steps", [1, 2, 8])
+def test_one_level_is_tried_within_the_evaluations_that_are_left_and_never_twice(
+    landscape: MakeEvaluator,
+    lm_store: WeightStore,
+    windows: Items,
+    true_costs: Predict,
+    monkeypatch: pytest.MonkeyPatch,
+    max_steps: int,
+) -> None:
+    monkeypatch.setattr("qslm_edge.search.budgeted.NEAR", 1.0)  # every smaller one is near
+    for seed in range(6):
+        evaluator = landscape(lm_store, windows, seed=seed, noise=1e-5)
+        levels = levels_of("8g32 8g64 4g32 4g64")
+        options = SearchOptions(levels, None, True, "budgeted", max_steps=max_steps, scale=1e-3)
+        journal = Journal(None, evaluator.kind, {"model": "m"})
+        result = run_search(evaluator, str(seed), Constraints(0.3), options, journal, predict=true_costs)
+        tried = [trial.setting for trial in result.trials if trial.tier == "knapsack"]
+        assert len(tried) <= max_steps + 1  # the largest of the line, where nothing else performed
+        assert len(set(tried)) == len(tried)
+
+
 def test_a_prediction_that_knows_nothing_still_ends_within_the_limit(
     search: Search, landscape: MakeEvaluator, lm_store: WeightStore, windows: Items, true_costs: Predict
 ) -> None:
